@@ -1,0 +1,52 @@
+# make test is what has to pass; .ci/run calls nothing else.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PROGRAMS := mirror-shell mirrord post-receive pre-receive
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME ?= 20s
+BENCH ?= .
+PKG ?= ./...
+
+.PHONY: build test setup check gofmt vet staticcheck bench fuzz clean
+
+# Without cgo the programs are static and run on any Linux of the same kind.
+build:
+	CGO_ENABLED=0 go build -trimpath -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+
+# -race needs cgo. The closing lines of go test come last.
+test: setup check
+	CGO_ENABLED=1 go test -race -timeout 20m $(PKG)
+
+setup:
+	.ci/setup
+
+check: gofmt vet staticcheck
+
+gofmt:
+	@files=$$(gofmt -l .); \
+	if [ -n "$$files" ]; then echo "not formatted; run gofmt -w on:" $$files >&2; exit 1; fi
+
+vet:
+	go vet $(PKG)
+
+staticcheck:
+	go run $(STATICCHECK) $(PKG)
+
+bench:
+	go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
+
+# Each fuzz target for FUZZTIME: make fuzz FUZZTIME=5m PKG=./shell
+fuzz:
+	@packages=$$(go list $(PKG)); \
+	for package in $$packages; do \
+	  targets=$$(go test -list '^Fuzz' $$package); \
+	  for target in $$(grep '^Fuzz' <<<"$$targets" || true); do \
+	    echo "== $$package $$target"; \
+	    go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+	  done; \
+	done
+
+clean:
+	rm -rf bin

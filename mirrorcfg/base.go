@@ -1,0 +1,165 @@
+package mirrorcfg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"mirror-shell/internal/git"
+)
+
+// ErrNoRepo is wrapped when a repository is not on this server.
+var ErrNoRepo = fmt.Errorf("no such repository: %w", fs.ErrNotExist)
+
+// base returns repo_base with its symlinks resolved.
+func (s *Server) base() (string, error) {
+	dir, err := filepath.EvalSymlinks(s.RepoBase)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("repo_base %s does not exist: create it, or correct repo_base in %s", s.RepoBase, s.File)
+	}
+	if err != nil {
+		return "", fmt.Errorf("repo_base: %w", err)
+	}
+	return dir, nil
+}
+
+// Find returns the repository of that name. The name is checked (ErrName), the
+// directory must be a repository (ErrNoRepo) and, with symlinks resolved, lie
+// inside repo_base: a link out of it is refused, whoever made it.
+func (s *Server) Find(name string) (clean string, repo git.Repo, err error) {
+	clean, err = CleanRepo(name)
+	if err != nil {
+		return "", repo, err
+	}
+	base, err := s.base()
+	if err != nil {
+		return "", repo, err
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Join(base, clean+".git"))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", repo, fmt.Errorf("%w: %s", ErrNoRepo, clean)
+	case err != nil:
+		return "", repo, fmt.Errorf("repository %s: %w", clean, err)
+	case !strings.HasPrefix(dir, base+"/"):
+		return "", repo, fmt.Errorf("%w: %s is a link that leaves repo_base", ErrName, clean)
+	case !git.IsRepository(dir):
+		return "", repo, fmt.Errorf("%w: %s is not a git repository", ErrNoRepo, clean)
+	}
+	return clean, git.Repo{Dir: dir}, nil
+}
+
+// OpenRepo finds a repository and loads its configuration.
+func (s *Server) OpenRepo(ctx context.Context, name string) (*Repo, git.Repo, error) {
+	clean, repo, err := s.Find(name)
+	if err != nil {
+		return nil, repo, err
+	}
+	cfg, err := LoadRepo(ctx, clean, repo)
+	return cfg, repo, err
+}
+
+// NameOf returns the name of the repository in dir, from its place under
+// repo_base.
+func (s *Server) NameOf(dir string) (string, error) {
+	base, err := s.base()
+	if err != nil {
+		return "", err
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return "", err
+	}
+	rel, inside := strings.CutPrefix(real, base+"/")
+	if !inside {
+		return "", fmt.Errorf("%s is not below repo_base %s", real, base)
+	}
+	if !strings.HasSuffix(rel, ".git") {
+		return "", fmt.Errorf("%s: a mirrored repository's directory must end in .git", real)
+	}
+	return CleanRepo(rel)
+}
+
+// Repositories returns the names of all repositories of this server, in
+// lexical order of their paths. Directories that cannot be read are an error
+// after the others: they are never taken for absent ones.
+func (s *Server) Repositories() ([]string, error) {
+	base, err := s.base()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	var problems []error
+	err = filepath.WalkDir(base, func(dir string, d fs.DirEntry, err error) error {
+		if err != nil {
+			problems = append(problems, err)
+			return fs.SkipDir
+		}
+		if !strings.HasSuffix(dir, ".git") || dir == base {
+			return nil
+		}
+		if !d.IsDir() && d.Type()&os.ModeSymlink == 0 {
+			return nil
+		}
+		if name, err := CleanRepo(strings.TrimPrefix(dir, base+"/")); err == nil {
+			if _, _, err := s.Find(name); err == nil {
+				names = append(names, name)
+			}
+		}
+		if d.IsDir() {
+			return fs.SkipDir
+		}
+		return nil
+	})
+	return names, errors.Join(append(problems, err)...)
+}
+
+// Select returns the repositories that match one of the patterns (names or
+// globs), all of them when there is no pattern. A pattern without a match is an
+// error that names it.
+func (s *Server) Select(patterns []string) ([]string, error) {
+	if len(patterns) == 0 {
+		return s.Repositories()
+	}
+	var all, selected []string
+	seen := map[string]bool{}
+	for _, pattern := range patterns {
+		matches := []string{}
+		if !strings.ContainsAny(pattern, "*?[") {
+			name, _, err := s.Find(pattern)
+			if err != nil {
+				return nil, err
+			}
+			matches = append(matches, name)
+		} else {
+			if err := CheckGlob(pattern); err != nil {
+				return nil, err
+			}
+			if all == nil {
+				var err error
+				if all, err = s.Repositories(); err != nil {
+					return nil, err
+				}
+			}
+			for _, name := range all {
+				if MatchGlob(pattern, name) {
+					matches = append(matches, name)
+				}
+			}
+		}
+		if len(matches) == 0 {
+			return nil, fmt.Errorf("%w: nothing matches %q", ErrNoRepo, pattern)
+		}
+		for _, name := range matches {
+			if !seen[name] {
+				seen[name] = true
+				selected = append(selected, name)
+			}
+		}
+	}
+	return selected, nil
+}

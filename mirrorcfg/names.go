@@ -1,0 +1,54 @@
+package mirrorcfg
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"regexp"
+	"strings"
+)
+
+var (
+	repoName = regexp.MustCompile(`^@?[0-9A-Za-z][0-9A-Za-z._@/+-]*$`)
+	hostName = regexp.MustCompile(`^@?[0-9A-Za-z][0-9A-Za-z._@+-]*$`)
+)
+
+// ErrName is wrapped by the errors of the name checks.
+var ErrName = errors.New("bad name")
+
+// maxName keeps names far below what the file system and an ssh command take.
+const maxName = 512
+
+// CleanRepo checks the name of a repository as somebody typed or sent it and
+// returns the form used everywhere else: without the one trailing ".git" that
+// people may write.
+func CleanRepo(name string) (string, error) {
+	clean := strings.TrimSuffix(name, ".git")
+	switch {
+	case len(clean) > maxName:
+		return "", fmt.Errorf("%w: repository name is %d bytes long, at most %d are allowed", ErrName, len(clean), maxName)
+	case !repoName.MatchString(clean):
+		return "", fmt.Errorf("%w: repository %.80q: use letters, digits and . _ @ + - /, with a letter or digit first", ErrName, name)
+	case path.Clean(clean) != clean:
+		return "", fmt.Errorf("%w: repository %.80q: write the path without //, . or .. elements and without a trailing /", ErrName, name)
+	}
+	for element := range strings.SplitSeq(clean, "/") {
+		if strings.HasSuffix(element, ".git") || len(element) > 200 {
+			return "", fmt.Errorf("%w: repository %.80q: an element may not end in .git (the repository's own .git apart) nor be longer than 200 bytes", ErrName, name)
+		}
+	}
+	return clean, nil
+}
+
+// CheckHost checks a server's or another peer's name.
+func CheckHost(name string) error { return checkShort("host name", name) }
+
+// CheckUser checks a user's name.
+func CheckUser(name string) error { return checkShort("user name", name) }
+
+func checkShort(what, name string) error {
+	if len(name) > 128 || !hostName.MatchString(name) {
+		return fmt.Errorf("%w: %s %.80q: use letters, digits and . _ @ + -, with a letter or digit first", ErrName, what, name)
+	}
+	return nil
+}

@@ -1,0 +1,335 @@
+package mirrorcfg
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+)
+
+// Server is this server's configuration. Every path is absolute.
+type Server struct {
+	File     string `toml:"-"` // where it was read
+	Hostname string `toml:"hostname"`
+	RepoBase string `toml:"repo_base"`
+	StateDir string `toml:"state_dir"`
+
+	Users  Users                 `toml:"users"`
+	Accept Accept                `toml:"accept"`
+	Queue  Queue                 `toml:"queue"`
+	Worker Worker                `toml:"worker"`
+	Guard  Guard                 `toml:"guard"`
+	SSH    Listen                `toml:"ssh"`
+	HTTP   Listen                `toml:"http"`
+	Peers  map[string]PeerConfig `toml:"peer"`
+}
+
+// Users says what people may do here. Peers have rules of their own.
+type Users struct {
+	// Authorize is a command run as CMD… USER R|W REPO: exit status 0 allows.
+	// Empty: everyone with a key may read and write.
+	Authorize []string `toml:"authorize"`
+	// Exec is a command that an authorised user's session is handed to, as
+	// CMD… USER with SSH_ORIGINAL_COMMAND set.
+	Exec []string `toml:"exec"`
+}
+
+// Accept says what masters may do here, as globs of repository names.
+type Accept struct {
+	Create []string `toml:"create"`
+	Delete []string `toml:"delete"`
+}
+
+// Queue says where the jobs table is: "" for SQLite in the state directory.
+type Queue struct {
+	URL string `toml:"url"`
+}
+
+// Worker limits what runs at a time and how long it is tried.
+type Worker struct {
+	Jobs         int      `toml:"jobs"`
+	JobsPerPeer  int      `toml:"jobs_per_peer"`
+	StallTimeout Duration `toml:"stall_timeout"` // no byte for this long abandons a push
+	RetryMax     Duration `toml:"retry_max"`     // cap of the backoff
+}
+
+// Guard says which syncs wait for a person.
+type Guard struct {
+	MaxDeletePercent int `toml:"max_delete_percent"`
+}
+
+// Listen is a server that is off unless an address is set.
+type Listen struct {
+	Listen string `toml:"listen"`
+}
+
+// PeerConfig describes a peer that is more than an ssh host alias.
+type PeerConfig struct {
+	Kind string `toml:"kind"` // "ssh" (the default) or "backup"
+	URL  string `toml:"url"`  // where a backup is kept
+}
+
+// Duration is a time.Duration written as "90s" or "15m".
+type Duration time.Duration
+
+// UnmarshalText reads what time.ParseDuration reads.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration: write it like \"60s\" or \"15m\"", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// ErrNoConfig is wrapped by the error of Load when no file was found.
+var ErrNoConfig = fmt.Errorf("no server configuration: %w", fs.ErrNotExist)
+
+// EnvConfig names the environment variable that points to the file. The other
+// two tell the hooks whose push it is: a session of ours sets one of them, and
+// drops what a client sent.
+const (
+	EnvConfig = "MIRROR_SHELL_CONFIG"
+	EnvPeer   = "MIRROR_SHELL_PEER"
+	EnvUser   = "MIRROR_SHELL_USER"
+)
+
+// Locate returns the configuration file to use: flag if given, else
+// $MIRROR_SHELL_CONFIG, else the user's, else the system's. The last two are
+// taken only when they exist.
+func Locate(flag string) (string, error) {
+	if flag == "" {
+		flag = os.Getenv(EnvConfig)
+	}
+	if flag != "" {
+		return filepath.Abs(flag)
+	}
+	candidates := []string{"/etc/mirror-shell/config.toml"}
+	if home, err := os.UserHomeDir(); err == nil {
+		candidates = append([]string{filepath.Join(home, ".config/mirror-shell/config.toml")}, candidates...)
+	}
+	for _, file := range candidates {
+		if _, err := os.Stat(file); err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return file, nil
+		}
+	}
+	return "", fmt.Errorf("%w: write %s with at least hostname = \"…\"", ErrNoConfig, strings.Join(candidates, " or "))
+}
+
+// Load reads and checks the configuration file that Locate names. An error
+// names the file, the key and what would be right.
+func Load(flag string) (*Server, error) {
+	file, err := Locate(flag)
+	if err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s does not exist: write it with at least hostname = \"…\"", ErrNoConfig, file)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("server configuration: %w", err)
+	}
+	return Parse(file, string(data))
+}
+
+// Parse reads the text of a configuration file.
+func Parse(file, text string) (*Server, error) {
+	s := &Server{
+		File:     file,
+		RepoBase: "~/repositories",
+		StateDir: "~/.local/state/mirror-shell",
+		Worker:   Worker{Jobs: 8, JobsPerPeer: 4, StallTimeout: Duration(time.Minute), RetryMax: Duration(15 * time.Minute)},
+		Guard:    Guard{MaxDeletePercent: 50},
+	}
+	md, err := toml.Decode(text, s)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	if unknown := md.Undecoded(); len(unknown) > 0 {
+		return nil, fmt.Errorf("%s: unknown key %s: the keys are %s", file, unknown[0], knownKeys(unknown[0]))
+	}
+	if err := s.check(); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return s, nil
+}
+
+// knownKeys lists the keys of the table that an unknown key stands in.
+func knownKeys(key toml.Key) string {
+	tables := map[string]string{
+		"users": "authorize, exec", "accept": "create, delete", "queue": "url",
+		"worker": "jobs, jobs_per_peer, stall_timeout, retry_max",
+		"guard":  "max_delete_percent", "ssh": "listen", "http": "listen", "peer": "kind, url",
+	}
+	if keys, ok := tables[key[0]]; ok && len(key) > 1 {
+		return keys
+	}
+	return "hostname, repo_base, state_dir, and the tables users, accept, queue, worker, guard, ssh, http, peer"
+}
+
+// check makes paths absolute and refuses impossible values.
+func (s *Server) check() error {
+	if s.Hostname == "" {
+		return errors.New(`hostname is not set: write hostname = "…", the short name by which the other servers know this one`)
+	}
+	if s.Hostname == "local" {
+		return errors.New(`hostname may not be "local", which is the word for repositories that are not mirrored`)
+	}
+	if err := CheckHost(s.Hostname); err != nil {
+		return fmt.Errorf("hostname: %w", err)
+	}
+	for key, dir := range map[string]*string{"repo_base": &s.RepoBase, "state_dir": &s.StateDir} {
+		abs, err := expandHome(*dir)
+		if err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+		*dir = abs
+	}
+	return errors.Join(s.checkCommands(), s.checkGlobs(), s.checkWorker(), s.checkURLs(), s.checkPeers())
+}
+
+func (s *Server) checkCommands() error {
+	for key, argv := range map[string][]string{"users.authorize": s.Users.Authorize, "users.exec": s.Users.Exec} {
+		if len(argv) > 0 && !filepath.IsAbs(argv[0]) {
+			return fmt.Errorf("%s: %q: name the program with its full path", key, argv[0])
+		}
+	}
+	return nil
+}
+
+func (s *Server) checkGlobs() error {
+	for key, globs := range map[string][]string{"accept.create": s.Accept.Create, "accept.delete": s.Accept.Delete} {
+		for _, glob := range globs {
+			if err := CheckGlob(glob); err != nil {
+				return fmt.Errorf("%s: %w", key, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Server) checkWorker() error {
+	w := s.Worker
+	switch {
+	case w.Jobs < 1 || w.Jobs > 1000:
+		return fmt.Errorf("worker.jobs = %d: write a number from 1 to 1000", w.Jobs)
+	case w.JobsPerPeer < 1 || w.JobsPerPeer > w.Jobs:
+		return fmt.Errorf("worker.jobs_per_peer = %d: write a number from 1 to worker.jobs (%d)", w.JobsPerPeer, w.Jobs)
+	case time.Duration(w.StallTimeout) < time.Second:
+		return fmt.Errorf("worker.stall_timeout = %q: write at least \"1s\"", time.Duration(w.StallTimeout))
+	case time.Duration(w.RetryMax) < time.Second:
+		return fmt.Errorf("worker.retry_max = %q: write at least \"1s\"", time.Duration(w.RetryMax))
+	case s.Guard.MaxDeletePercent < 0 || s.Guard.MaxDeletePercent > 100:
+		return fmt.Errorf("guard.max_delete_percent = %d: write a number from 0 to 100", s.Guard.MaxDeletePercent)
+	}
+	return nil
+}
+
+func (s *Server) checkURLs() error {
+	for key, addr := range map[string]string{"ssh.listen": s.SSH.Listen, "http.listen": s.HTTP.Listen} {
+		if _, _, err := net.SplitHostPort(addr); addr != "" && err != nil {
+			return fmt.Errorf("%s = %q: write \"ADDRESS:PORT\", such as \"127.0.0.1:2222\"", key, addr)
+		}
+	}
+	if s.Queue.URL == "" {
+		return nil
+	}
+	// The value may carry a password: it is never part of a message.
+	u, err := url.Parse(s.Queue.URL)
+	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") || u.Host == "" {
+		return errors.New(`queue.url: write "postgres://USER@HOST/DATABASE", or leave it empty for SQLite in state_dir`)
+	}
+	return nil
+}
+
+func (s *Server) checkPeers() error {
+	for name, p := range s.Peers {
+		key := "peer." + name
+		if err := CheckHost(name); err != nil {
+			return fmt.Errorf("[%s]: %w", key, err)
+		}
+		switch p.Kind {
+		case "", "ssh":
+			if p.URL != "" {
+				return fmt.Errorf("%s.url: an ssh peer is reached by its name, an alias in ssh_config: take url out", key)
+			}
+		case "backup":
+			if p.URL == "" {
+				return fmt.Errorf("%s.url is not set: a backup needs a place, such as \"s3://bucket?region=…\"", key)
+			}
+		default:
+			return fmt.Errorf("%s.kind = %q: the kinds are \"ssh\" and \"backup\"", key, p.Kind)
+		}
+	}
+	return nil
+}
+
+// CheckGlob checks a glob of repository names: path.Match's syntax, and "**"
+// for any number of path elements.
+func CheckGlob(glob string) error {
+	if _, err := path.Match(glob, ""); err != nil || glob == "" {
+		return fmt.Errorf("glob %q: write a repository name with * ? [a-z] or **, such as \"projects/**\"", glob)
+	}
+	return nil
+}
+
+// MatchGlob reports whether a repository's name matches a glob that CheckGlob
+// accepted. A "*" stays within one path element; "**" as an element is any
+// number of them.
+func MatchGlob(glob, name string) bool {
+	return matchElements(strings.Split(glob, "/"), strings.Split(name, "/"))
+}
+
+func matchElements(glob, name []string) bool {
+	for len(glob) > 0 {
+		if glob[0] == "**" {
+			for skip := 0; skip <= len(name); skip++ {
+				if matchElements(glob[1:], name[skip:]) {
+					return true
+				}
+			}
+			return false
+		}
+		if len(name) == 0 {
+			return false
+		}
+		if ok, err := path.Match(glob[0], name[0]); err != nil || !ok {
+			return false
+		}
+		glob, name = glob[1:], name[1:]
+	}
+	return len(name) == 0
+}
+
+// OpenLog opens the log in the state directory that sessions, hooks and drain
+// append to. Each opens it anew, so that it can be rotated by renaming it.
+func (s *Server) OpenLog() (*os.File, error) {
+	if err := os.MkdirAll(s.StateDir, 0o700); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(filepath.Join(s.StateDir, "mirror-shell.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+}
+
+// expandHome replaces a leading ~ and demands an absolute path.
+func expandHome(dir string) (string, error) {
+	if dir == "~" || strings.HasPrefix(dir, "~/") {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", fmt.Errorf("%q: %w: write the full path", dir, err)
+		}
+		return filepath.Join(home, dir[1:]), nil
+	}
+	if !filepath.IsAbs(dir) {
+		return "", fmt.Errorf("%q is not a full path: begin it with / or ~/", dir)
+	}
+	return filepath.Clean(dir), nil
+}
