@@ -1,0 +1,6 @@
+// Command pre-receive is the git hook of that name; see package hooks.
+package main
+
+import "mirror-shell/hooks"
+
+func main() { hooks.Main((*hooks.Hook).PreReceive) }

@@ -1,0 +1,257 @@
+// Package hooks is what git runs in a mirrored repository when somebody pushes.
+//
+//	pre-receive    decides the role once more, whatever way the push came: on a
+//	               slave only the master's mirror push passes
+//	post-receive   on the master, writes one durable event to the inbox, wakes
+//	               the worker, tells the user, and waits for the peers that the
+//	               repository declares synchronous
+//
+// Both stand in the user's way, so they do little: one git process for the
+// repository's configuration, and the server's configuration only when the
+// repository is mirrored at all. An administrator's own hook that was there before
+// (HOOK.next, see Install) runs after ours, in our place and with our untouched
+// standard input.
+package hooks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/proc"
+	"mirror-shell/mirrorcfg"
+)
+
+// Hook is one run of a hook by git.
+type Hook struct {
+	Path     string // os.Args[0]: where in the repository the hook stands
+	Dir      string // the repository: git's working directory for hooks
+	Programs string // directory of our programs
+	Peer     string // the pushing peer, "" for everybody else
+	Stderr   io.Writer
+	// Exec replaces this process with the next hook; it returns only on failure.
+	Exec func(path string, argv, env []string) error
+}
+
+// New returns the hook that this process is.
+func New() (*Hook, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	if self, err = filepath.EvalSymlinks(self); err != nil {
+		return nil, err
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	return &Hook{
+		Path: os.Args[0], Dir: dir, Programs: filepath.Dir(self),
+		Peer: os.Getenv(mirrorcfg.EnvPeer), Stderr: os.Stderr, Exec: syscall.Exec,
+	}, nil
+}
+
+// Main runs the hook that run stands for and exits.
+func Main(run func(*Hook, context.Context) int) {
+	h, err := New()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "mirror-shell:", err)
+		os.Exit(1)
+	}
+	os.Exit(run(h, context.Background()))
+}
+
+// PreReceive refuses what may not be pushed here. A repository that is not
+// mirrored is left alone, even when the server is not configured; a mirrored
+// one is closed until it can be told who its master is.
+func (h *Hook) PreReceive(ctx context.Context) int {
+	cfg, err := mirrorcfg.LoadRepo(ctx, filepath.Base(h.Dir), git.Repo{Dir: h.Dir})
+	if err != nil {
+		return h.fatal(nil, fmt.Errorf("push refused: %w", err))
+	}
+	if cfg.Master == "" {
+		return h.next("pre-receive")
+	}
+	server, err := h.server(cfg)
+	if err != nil {
+		return h.fatal(nil, fmt.Errorf("push refused: %s has a master, but whether this server is it cannot be told: %w", cfg.Name, err))
+	}
+	if err := decidePush(server.Hostname, cfg, h.Peer); err != nil {
+		return h.fatal(server, err)
+	}
+	return h.next("pre-receive")
+}
+
+// decidePush returns why a push to a mirrored repository is refused: peer is
+// the authenticated peer that pushes, "" for a user, however they came in.
+func decidePush(hostname string, cfg *mirrorcfg.Repo, peer string) error {
+	role := cfg.Role(hostname)
+	switch {
+	case peer == "" && role == mirrorcfg.Slave:
+		return errors.New(cfg.NotMaster(hostname))
+	case peer != "" && role == mirrorcfg.Master:
+		return fmt.Errorf("%s <==//== %s mirror-push rejected: %s is the master of %s", hostname, peer, hostname, cfg.Name)
+	case peer != "" && peer != cfg.Master:
+		return fmt.Errorf("%s <==//== %s mirror-push rejected: the master of %s is %s", hostname, peer, cfg.Name, cfg.Master)
+	}
+	return nil
+}
+
+// server loads the server's configuration and gives cfg its full name.
+func (h *Hook) server(cfg *mirrorcfg.Repo) (*mirrorcfg.Server, error) {
+	server, err := mirrorcfg.Load("")
+	if err != nil {
+		return nil, err
+	}
+	name, err := server.NameOf(h.Dir)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Name = name
+	return server, nil
+}
+
+// PostReceive queues the push for the repository's peers. The push itself has
+// been stored by now: whatever fails here is told to the user and to the log.
+func (h *Hook) PostReceive(ctx context.Context) int {
+	status := 0
+	cfg, err := mirrorcfg.LoadRepo(ctx, filepath.Base(h.Dir), git.Repo{Dir: h.Dir})
+	if err == nil && cfg.Master == "" {
+		return h.next("post-receive")
+	}
+	var server *mirrorcfg.Server
+	if err == nil {
+		server, err = h.server(cfg)
+	}
+	if err != nil {
+		status = h.fatal(nil, fmt.Errorf("the push is stored, but NOT queued for mirroring: %w", err))
+	} else if cfg.Role(server.Hostname) == mirrorcfg.Master {
+		status = h.queue(ctx, server, cfg)
+	}
+	if next := h.next("post-receive"); next != 0 {
+		return next
+	}
+	return status
+}
+
+// queue writes the event and waits for synchronous peers.
+func (h *Hook) queue(ctx context.Context, server *mirrorcfg.Server, cfg *mirrorcfg.Repo) int {
+	peers, err := cfg.Expand(server.Hostname, mirrorcfg.SlavesKey, mirrorcfg.SyncKey)
+	if err != nil || len(peers) == 0 {
+		return h.notQueued(server, cfg, err)
+	}
+	err = Enqueue(server, h.Programs, inbox.Event{Repository: cfg.Name, Peers: peers, Origin: inbox.OriginList}, h.Stderr)
+	if err != nil {
+		return h.notQueued(server, cfg, err)
+	}
+	synchronous, err := cfg.Expand(server.Hostname, mirrorcfg.SyncKey)
+	if err != nil || len(synchronous) == 0 {
+		return 0
+	}
+	return h.await(ctx, server, cfg.Name, synchronous)
+}
+
+func (h *Hook) notQueued(server *mirrorcfg.Server, cfg *mirrorcfg.Repo, err error) int {
+	if err == nil {
+		return 0 // nobody to mirror to
+	}
+	return h.fatal(server, fmt.Errorf("the push is stored, but NOT queued for mirroring: %w: when that is mended, run on %s: mirror-shell request-push %s",
+		err, server.Hostname, cfg.Name))
+}
+
+// await waits until the worker is done with the synchronous peers, or has
+// failed, or stall_timeout is over. Mirrord prints the results.
+func (h *Hook) await(ctx context.Context, server *mirrorcfg.Server, repo string, peers []string) int {
+	argv := append([]string{filepath.Join(h.Programs, "mirrord"), "--config", server.File, "await",
+		"--timeout", time.Duration(server.Worker.StallTimeout).String(), "--", repo}, peers...)
+	cmd := proc.Command(ctx, proc.Env(), argv...)
+	cmd.Stdout, cmd.Stderr = h.Stderr, h.Stderr
+	if err := cmd.Run(); err != nil {
+		if proc.ExitCode(err) < 0 {
+			return h.fatal(server, fmt.Errorf("the push is queued, but cannot be waited for: %w", err))
+		}
+		return 1
+	}
+	return 0
+}
+
+// Enqueue writes one event to the inbox, wakes the worker and tells people on
+// stderr, in this order: `(JOB&) frodo ==== (ip1) ===> sam gollum`. An error
+// means that nothing was queued. A worker that cannot be woken is told, and is
+// no error: the event is safe, and the next worker takes it.
+func Enqueue(server *mirrorcfg.Server, programs string, event inbox.Event, stderr io.Writer) error {
+	event.Time = time.Now()
+	id, err := inbox.New(server.StateDir).Put(event)
+	if err != nil {
+		return err
+	}
+	err = Wake(server, programs)
+	fmt.Fprintf(stderr, "(%s&) %s ==== (%s) ===> %s\n", id, server.Hostname, event.Repository, strings.Join(event.Peers, " "))
+	if err != nil {
+		fmt.Fprintf(stderr, "mirror-shell: queued, but no worker could be started: %v\n", err)
+		logError(server, "worker not started", err)
+	}
+	return nil
+}
+
+// Wake tells the running worker, or starts one that leaves when it is done. It
+// is detached in every way: a child that kept the hook's standard error open
+// would hold the user's push for its whole life.
+func Wake(server *mirrorcfg.Server, programs string) error {
+	err := inbox.Wake(server.StateDir)
+	if !errors.Is(err, inbox.ErrNoWorker) {
+		return err
+	}
+	cmd := exec.Command(filepath.Join(programs, "mirrord"), "--config", server.File, "drain")
+	cmd.Env, cmd.Dir = proc.Env(), "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	return cmd.Process.Release()
+}
+
+// next goes on with the administrator's own hook, if there is one.
+func (h *Hook) next(name string) int {
+	path := filepath.Join(filepath.Dir(h.Path), name+nextSuffix)
+	info, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0
+	}
+	if err == nil && info.Mode()&0o111 == 0 {
+		return 0 // as git treats a hook that is not executable
+	}
+	if err == nil {
+		err = h.Exec(path, append([]string{path}, os.Args[1:]...), os.Environ())
+	}
+	return h.fatal(nil, fmt.Errorf("hook %s: %w", path, err))
+}
+
+// fatal tells the user, and the log where there is one.
+func (h *Hook) fatal(server *mirrorcfg.Server, err error) int {
+	fmt.Fprintf(h.Stderr, "fatal: %s\n", proc.OneLine(err.Error(), 600))
+	if server != nil {
+		logError(server, "hook", err, "repository", h.Dir, "peer", h.Peer)
+	}
+	return 1
+}
+
+func logError(server *mirrorcfg.Server, message string, err error, args ...any) {
+	file, openErr := server.OpenLog()
+	if openErr != nil {
+		return // the user has been told; there is nobody else
+	}
+	defer file.Close()
+	slog.New(slog.NewTextHandler(file, nil)).Error(message, append(args, "error", err)...)
+}

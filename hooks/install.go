@@ -1,0 +1,106 @@
+package hooks
+
+import (
+	"context"
+	"debug/buildinfo"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"mirror-shell/internal/git"
+)
+
+// Names are the hooks that Install puts into a repository.
+var Names = []string{"pre-receive", "post-receive"}
+
+// nextSuffix is what an administrator's own hook is called beside ours.
+const nextSuffix = ".next"
+
+// Install makes both hooks of the repository links to our programs, and returns
+// what it changed, one line each; nothing when all is in place. A hook that is
+// there already is renamed to HOOK.next and goes on running after ours.
+func Install(ctx context.Context, repo git.Repo, programs string) ([]string, error) {
+	dir, err := repo.HooksDir(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return nil, err
+	}
+	var changes []string
+	for _, name := range Names {
+		program := filepath.Join(programs, name)
+		if _, err := os.Stat(program); err != nil {
+			return changes, fmt.Errorf("program for hook: %w", err)
+		}
+		done, err := installOne(filepath.Join(dir, name), program)
+		changes = append(changes, done...)
+		if err != nil {
+			return changes, err
+		}
+	}
+	return changes, nil
+}
+
+func installOne(hook, program string) ([]string, error) {
+	target, err := os.Readlink(hook)
+	if err == nil && target == program {
+		return nil, nil
+	}
+	var changes []string
+	if _, err := os.Lstat(hook); err == nil && !isOurs(hook) {
+		next := hook + nextSuffix
+		if _, err := os.Lstat(next); !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s is not ours, and %s, where it would be kept, exists: rename one of them", hook, next)
+		}
+		if err := os.Rename(hook, next); err != nil {
+			return nil, err
+		}
+		changes = append(changes, fmt.Sprintf("%s kept as %s, runs after ours", hook, filepath.Base(next)))
+	}
+	// A link is put in place by renaming: between removal and creation a push
+	// would pass unseen.
+	temp := hook + ".mirror-shell-new"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return changes, err
+	}
+	if err := os.Symlink(program, temp); err != nil {
+		return changes, err
+	}
+	if err := os.Rename(temp, hook); err != nil {
+		return changes, err
+	}
+	return append(changes, fmt.Sprintf("%s -> %s", hook, program)), nil
+}
+
+// Installed reports whether the repository's hooks are ours and can run.
+func Installed(ctx context.Context, repo git.Repo) (bool, error) {
+	dir, err := repo.HooksDir(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, name := range Names {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode()&0o111 == 0 || !isOurs(filepath.Join(dir, name)) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// isOurs reports whether a hook is one of our programs, of whatever version and
+// place, or a dangling link to where one of them was. The program says itself
+// which module it was built from.
+func isOurs(hook string) bool {
+	info, err := buildinfo.ReadFile(hook)
+	if err == nil {
+		return info.Main.Path == "mirror-shell"
+	}
+	target, err := os.Readlink(hook)
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(hook)
+	return errors.Is(err, fs.ErrNotExist) && filepath.Base(target) == filepath.Base(hook) && filepath.IsAbs(target)
+}

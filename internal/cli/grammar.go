@@ -1,0 +1,127 @@
+// Package cli is the command line that people and other programs type: one
+// grammar for mirror-shell and mirrord, and the commands that mirror-shell
+// carries out itself.
+//
+// People learn one program. What needs the database, or anything else that takes
+// long to load, is parsed by mirror-shell all the same, for help and for
+// mistakes, and then handed to mirrord, which stands beside it and parses the
+// same arguments with the same grammar.
+package cli
+
+import (
+	"time"
+
+	"github.com/alecthomas/kong"
+)
+
+// Grammar is every command with its arguments. Help texts are its tags.
+type Grammar struct {
+	Config  string           `help:"Server configuration file (else $$MIRROR_SHELL_CONFIG, ~/.config/mirror-shell/config.toml, /etc/mirror-shell/config.toml)." placeholder:"FILE"`
+	Version kong.VersionFlag `help:"Print the version."`
+
+	RequestPush  RequestPushCmd `cmd:"" help:"Push a repository to its slaves, or to the peers and lists named."`
+	Sync         SyncCmd        `cmd:"" help:"Compare repositories with their peers and push what differs; for cron."`
+	Status       StatusCmd      `cmd:"" help:"Show how far behind every copy is, and why."`
+	Doctor       DoctorCmd      `cmd:"" help:"Check this server and every peer, both ways, and say what to do."`
+	AddPeer      AddKeyCmd      `cmd:"" help:"Let a server in as a peer: the key file's name is the server's hostname, e.g. sam.pub."`
+	AddUser      AddKeyCmd      `cmd:"" help:"Let a user in: alice.pub, or alice@laptop.pub for another key of alice."`
+	RemovePeer   NameCmd        `cmd:"" help:"Remove a peer's keys."`
+	RemoveUser   NameCmd        `cmd:"" help:"Remove a user's keys, or one of them (alice@laptop)."`
+	ListKeys     ListKeysCmd    `cmd:"" help:"List the keys of peers and users."`
+	InstallHooks HooksCmd       `cmd:"" help:"Put the hooks into repositories; existing hooks are kept and go on running."`
+	Pause        PeerArgCmd     `cmd:"" help:"Stop pushing to a peer; what arrives meanwhile is kept."`
+	Resume       PeerArgCmd     `cmd:"" help:"Push to a paused peer again."`
+	Forget       ForgetCmd      `cmd:"" help:"Forget the jobs and the memory of a repository, which itself is not touched."`
+	Serve        struct{}       `cmd:"" help:"Run the worker (and the built-in ssh server, if configured) until ended."`
+	Drain        struct{}       `cmd:"" help:"Run the worker until nothing is left to do; for a timer, and started by the hook."`
+	Demo         DemoCmd        `cmd:"" help:"Show it all: three servers on this machine, real pushes, the result."`
+
+	Peer  IdentityCmd `cmd:"" hidden:"" help:"Forced command of a peer (set in authorized_keys)."`
+	User  IdentityCmd `cmd:"" hidden:"" help:"Forced command of a user (set in authorized_keys)."`
+	Await AwaitCmd    `cmd:"" hidden:"" help:"Wait until a repository's jobs for some peers are done (used by post-receive)."`
+	SSH   SSHCmd      `cmd:"" name:"demo-ssh" hidden:"" help:"A minimal ssh client (used by demo)." passthrough:""`
+}
+
+// RequestPushCmd is request-push REPO [-fg] [PEER|KEY]...
+type RequestPushCmd struct {
+	FG      bool     `name:"fg" help:"Push now, to exactly one peer, with the push's own output and exit status (also written -fg)."`
+	Repo    string   `arg:"" help:"Repository."`
+	Targets []string `arg:"" optional:"" name:"peer|key" help:"Peers, and list keys such as gitolite.mirror.hourly. Default: gitolite.mirror.slaves."`
+}
+
+// SyncCmd is sync [--key KEY] [REPO|GLOB]...
+type SyncCmd struct {
+	Key          string   `help:"List key whose peers are compared (default: gitolite.mirror.slaves and gitolite.mirror.sync)." placeholder:"KEY"`
+	JSON         bool     `name:"json" help:"Print the result as JSON."`
+	Quiet        bool     `short:"q" help:"Print failures and the summary only when there are failures; for cron."`
+	Repositories []string `arg:"" optional:"" name:"repo|glob" help:"Repositories (default: all)."`
+}
+
+// StatusCmd is status [REPO|GLOB]...
+type StatusCmd struct {
+	JSON         bool     `name:"json" help:"Print JSON."`
+	Failing      bool     `help:"Only what needs attention; exit status 1 when there is any."`
+	Repositories []string `arg:"" optional:"" name:"repo|glob" help:"Repositories (default: all)."`
+}
+
+// DoctorCmd is doctor.
+type DoctorCmd struct {
+	JSON bool `name:"json" help:"Print JSON."`
+}
+
+// AddKeyCmd is add-peer and add-user.
+type AddKeyCmd struct {
+	File           string `arg:"" name:"file.pub" help:"File with one public key."`
+	AuthorizedKeys string `help:"File to edit." default:"~/.ssh/authorized_keys" placeholder:"FILE"`
+}
+
+// NameCmd is remove-peer and remove-user.
+type NameCmd struct {
+	Name           string `arg:"" help:"Name."`
+	AuthorizedKeys string `help:"File to edit." default:"~/.ssh/authorized_keys" placeholder:"FILE"`
+}
+
+// ListKeysCmd is list-keys.
+type ListKeysCmd struct {
+	JSON           bool   `name:"json" help:"Print JSON."`
+	AuthorizedKeys string `help:"File to read." default:"~/.ssh/authorized_keys" placeholder:"FILE"`
+}
+
+// HooksCmd is install-hooks [REPO|--all].
+type HooksCmd struct {
+	All          bool     `help:"Every repository below repo_base."`
+	Repositories []string `arg:"" optional:"" name:"repo" help:"Repositories."`
+}
+
+// PeerArgCmd is pause and resume.
+type PeerArgCmd struct {
+	Name string `arg:"" name:"peer" help:"Peer."`
+}
+
+// ForgetCmd is forget REPO.
+type ForgetCmd struct {
+	Repo string `arg:"" help:"Repository."`
+}
+
+// DemoCmd is demo.
+type DemoCmd struct {
+	Repo string `help:"Repository to show it with: a path or URL (default: the repository that you stand in)." placeholder:"PATH|URL"`
+	Keep bool   `help:"Keep the servers' directory, and print where it is."`
+}
+
+// IdentityCmd is peer NAME and user NAME.
+type IdentityCmd struct {
+	Name string `arg:"" help:"Who the key belongs to."`
+}
+
+// AwaitCmd is await REPO PEER...
+type AwaitCmd struct {
+	Timeout time.Duration `default:"60s" help:"How long to wait."`
+	Repo    string        `arg:""`
+	Peers   []string      `arg:"" name:"peer"`
+}
+
+// SSHCmd is demo-ssh with the arguments that git and we give to ssh.
+type SSHCmd struct {
+	Args []string `arg:"" optional:""`
+}

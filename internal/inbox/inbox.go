@@ -1,0 +1,184 @@
+// Package inbox is the durable letter box between the hooks, which must be quick
+// and must never lose a push, and the worker, which may be down, busy, or unable
+// to open its database.
+//
+// A hook writes one small file per push and rings the worker's bell; that is all it
+// does. The worker collects the files, commits what they say to its jobs table, and
+// removes them. No lock and no database is needed to write, so a push is recorded as
+// long as the disk takes a few hundred bytes.
+//
+// # Format
+//
+//	state_dir/inbox/NANOSECONDS-ID.json   an event: one push, and the peers it is for
+//	state_dir/inbox/.NANOSECONDS-ID.tmp   an event being written; ignored
+//	state_dir/inbox/taken/                events a worker is committing
+//	state_dir/inbox/bad/                  files that are not events; kept for a person
+//	state_dir/worker.sock                 the bell: a unix datagram socket
+//
+// NANOSECONDS is the time of writing, 19 decimal digits of unix time, so that the order
+// of names is the order of pushes. ID is 8 lower-case hexadecimal digits, shown to users
+// as the JOB of their push. The content is one JSON object of exactly these members:
+//
+//	{"repository":"ip1","peers":["sam","gollum"],"origin":"list","time":"2026-11-22T03:55:57.123456789Z"}
+//
+// One file serves all peers of a push: each file costs two fsyncs in the user's way.
+//
+// # Life of a file
+//
+// It is written under a name that begins with a dot, fsynced, renamed, and its directory
+// fsynced. A taker renames it into taken/ before reading it (the rename has one winner, so
+// several takers share an inbox safely), commits, and unlinks it. Whatever a killed worker
+// left in taken/ is put back by [Inbox.Replay] at the next start. So an event is delivered at least
+// once, sometimes twice, and events must be such that twice does no harm.
+package inbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Inbox is the event directory of one state_dir. Its methods may be called by any
+// number of goroutines and processes at once, except where they say otherwise.
+type Inbox struct {
+	dir string
+}
+
+// New returns the inbox of a state directory. It touches nothing on disk; the
+// directories are made by the first Put.
+func New(stateDir string) *Inbox {
+	return &Inbox{dir: filepath.Join(stateDir, "inbox")}
+}
+
+// Dir is the directory that holds the events.
+func (b *Inbox) Dir() string { return b.dir }
+
+func (b *Inbox) takenDir() string { return filepath.Join(b.dir, "taken") }
+func (b *Inbox) badDir() string   { return filepath.Join(b.dir, "bad") }
+
+// Put stores an event and returns its new ID. When it returns nil the event
+// survives a power cut. A zero Time means now; Event.ID is ignored. After an error the event
+// may or may not be there (a failed fsync of the directory tells neither), so the
+// caller must treat the push as not queued.
+func (b *Inbox) Put(e Event) (id string, err error) {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	data, err := encode(e)
+	if err != nil {
+		return "", fmt.Errorf("put event: %w", err)
+	}
+	id = fmt.Sprintf("%08x", rand.Uint32())
+	stem := fmt.Sprintf("%019d-%s", max(time.Now().UnixNano(), 0), id)
+	temp := filepath.Join(b.dir, "."+stem+".tmp")
+	err = writeSynced(temp, data)
+	if errors.Is(err, fs.ErrNotExist) { // the first push ever: make the directories only when they are missing
+		if err = makeDirs(b.dir); err == nil {
+			err = writeSynced(temp, data)
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("put event in %s: %w", b.dir, err)
+	}
+	if err := os.Rename(temp, filepath.Join(b.dir, stem+".json")); err != nil {
+		os.Remove(temp)
+		return "", fmt.Errorf("put event: %w", err)
+	}
+	if err := syncDir(b.dir); err != nil {
+		return "", fmt.Errorf("put event: %w", err)
+	}
+	return id, nil
+}
+
+// List returns the names of the events that wait to be taken, oldest first. An inbox
+// that does not exist yet is empty.
+func (b *Inbox) List() ([]string, error) {
+	return listFiles(b.dir)
+}
+
+// Pending reports whether there is anything to take.
+func (b *Inbox) Pending() (bool, error) {
+	names, err := b.List()
+	return len(names) > 0, err
+}
+
+// Bad returns the paths of the files that were set aside because they are not events.
+// They stay until a person looks at them.
+func (b *Inbox) Bad() ([]string, error) {
+	names, err := listFiles(b.badDir())
+	for i, name := range names {
+		names[i] = filepath.Join(b.badDir(), name)
+	}
+	return names, err
+}
+
+// listFiles names everything in dir that is neither a directory nor hidden, sorted.
+func listFiles(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list inbox: %w", err)
+	}
+	var names []string
+	for _, entry := range entries {
+		if !entry.IsDir() && !strings.HasPrefix(entry.Name(), ".") {
+			names = append(names, entry.Name())
+		}
+	}
+	return names, nil
+}
+
+// writeSynced creates path, which must not exist, with data in it and on the disk. It
+// leaves nothing behind on failure.
+func writeSynced(path string, data []byte) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			os.Remove(path)
+		}
+	}()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// makeDirs is os.MkdirAll with mode 0700 that also makes each new directory's
+// name durable: an fsynced file in a directory that a power cut forgets is lost.
+func makeDirs(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	switch {
+	case err == nil:
+		return syncDir(filepath.Dir(dir))
+	case errors.Is(err, fs.ErrExist):
+		return nil // a file of that name fails where it is used as a directory
+	case errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir:
+		if err := makeDirs(filepath.Dir(dir)); err != nil {
+			return err
+		}
+		return makeDirs(dir)
+	}
+	return err
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

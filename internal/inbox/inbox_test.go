@@ -1,0 +1,437 @@
+package inbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func event(repository string, peers ...string) Event {
+	return Event{Repository: repository, Peers: peers, Origin: OriginList,
+		Time: time.Date(2026, 11, 22, 3, 55, 57, 123456789, time.UTC)}
+}
+
+func mustPut(t testing.TB, b *Inbox, e Event) string {
+	t.Helper()
+	id, err := b.Put(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// takeAll returns what one Take delivers.
+func takeAll(t testing.TB, b *Inbox) []Event {
+	t.Helper()
+	var got []Event
+	if _, err := b.Take(func(es []Event) error { got = es; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func files(t testing.TB, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		if !e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+func TestPutTake(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "a", "state")
+	b := New(state)
+	if pending, err := b.Pending(); pending || err != nil {
+		t.Fatalf("a missing inbox: pending %v, %v", pending, err)
+	}
+	first, second := event("ip1", "sam", "gollum"), event("projects/ip2", "sam")
+	second.Origin = OriginExplicit
+	second.Time = second.Time.In(time.FixedZone("", 3600))
+	first.ID = mustPut(t, b, first)
+	second.ID = mustPut(t, b, second)
+	if pending, err := b.Pending(); !pending || err != nil {
+		t.Fatalf("pending %v, %v", pending, err)
+	}
+	second.Time = second.Time.UTC()
+	if diff := cmp.Diff([]Event{first, second}, takeAll(t, b)); diff != "" {
+		t.Error(diff)
+	}
+	for _, dir := range []string{b.Dir(), b.takenDir(), b.badDir()} {
+		if left := files(t, dir); left != nil {
+			t.Errorf("left in %s: %v", dir, left)
+		}
+	}
+	if n, err := b.Take(func([]Event) error { return errors.New("called for nothing") }); n != 0 || err != nil {
+		t.Errorf("an empty take: %d, %v", n, err)
+	}
+}
+
+func TestPutModesAndName(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "state")
+	b := New(state)
+	id := mustPut(t, b, Event{Repository: "ip1", Peers: []string{"sam"}, Origin: OriginList})
+	names, err := b.List()
+	if err != nil || len(names) != 1 {
+		t.Fatal(names, err)
+	}
+	if got, ok := idOf(names[0]); !ok || got != id {
+		t.Errorf("name %s does not carry id %s", names[0], id)
+	}
+	for path, want := range map[string]fs.FileMode{state: 0o700, b.Dir(): 0o700, filepath.Join(b.Dir(), names[0]): 0o600} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v; want mode %v", path, info.Mode(), err, want)
+		}
+	}
+	if got := takeAll(t, b); len(got) != 1 || time.Since(got[0].Time) > time.Minute {
+		t.Errorf("a zero time must become now: %+v", got)
+	}
+}
+
+func TestPutRefuses(t *testing.T) {
+	b := New(t.TempDir())
+	for name, change := range map[string]func(*Event){
+		"no repository":   func(e *Event) { e.Repository = "" },
+		"no peers":        func(e *Event) { e.Peers = nil },
+		"empty peer":      func(e *Event) { e.Peers = []string{"sam", ""} },
+		"unknown origin":  func(e *Event) { e.Origin = "" },
+		"control":         func(e *Event) { e.Repository = "a\nb" },
+		"not UTF-8":       func(e *Event) { e.Peers = []string{"\xff"} },
+		"long repository": func(e *Event) { e.Repository = strings.Repeat("a", 5000) },
+		"too many peers":  func(e *Event) { e.Peers = strings.Split(strings.Repeat("sam ", 300000)+"x", " ") },
+		"impossible time": func(e *Event) { e.Time = time.Date(12026, 1, 1, 0, 0, 0, 0, time.UTC) },
+	} {
+		e := event("ip1", "sam")
+		change(&e)
+		if _, err := b.Put(e); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if names, _ := b.List(); names != nil {
+		t.Errorf("refused events were written: %v", names)
+	}
+}
+
+func TestCommitErrorLosesNothing(t *testing.T) {
+	b := New(t.TempDir())
+	mustPut(t, b, event("ip1", "sam"))
+	mustPut(t, b, event("ip2", "sam"))
+	before := files(t, b.Dir())
+	locked := errors.New("database is locked")
+	n, err := b.Take(func(es []Event) error {
+		if inbox, taken := files(t, b.Dir()), files(t, b.takenDir()); inbox != nil || len(taken) != 2 {
+			t.Errorf("during commit: inbox %v, taken %v", inbox, taken)
+		}
+		return locked
+	})
+	if n != 0 || !errors.Is(err, locked) || errors.Is(err, ErrBad) {
+		t.Errorf("got %d, %v", n, err)
+	}
+	if diff := cmp.Diff(before, files(t, b.Dir())); diff != "" {
+		t.Error(diff)
+	}
+	if got := takeAll(t, b); len(got) != 2 {
+		t.Errorf("second take: %v", got)
+	}
+}
+
+func TestKilledTakerIsReplayed(t *testing.T) {
+	b := New(t.TempDir())
+	mustPut(t, b, event("ip1", "sam"))
+	func() {
+		defer func() { _ = recover() }()
+		_, _ = b.Take(func([]Event) error { panic("as if killed") })
+	}()
+	if pending, _ := b.Pending(); pending {
+		t.Fatal("the event must wait in taken/")
+	}
+	old := filepath.Join(b.Dir(), ".1.tmp")
+	fresh := filepath.Join(b.Dir(), ".2.tmp")
+	for path, age := range map[string]time.Duration{old: 48 * time.Hour, fresh: time.Minute} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, time.Now().Add(-age), time.Now().Add(-age)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Replay(); err != nil {
+		t.Fatal(err)
+	}
+	if got := takeAll(t, b); len(got) != 1 || got[0].Repository != "ip1" {
+		t.Errorf("after replay: %v", got)
+	}
+	if diff := cmp.Diff([]string{".2.tmp"}, files(t, b.Dir())); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestBadFilesDoNotHoldUpOthers(t *testing.T) {
+	b := New(t.TempDir())
+	mustPut(t, b, event("ip1", "sam"))
+	good := `{"repository":"r","peers":["p"],"origin":"list","time":"2026-11-22T03:55:57Z"}`
+	bad := map[string]string{
+		"0000000000000000001-0000000a.json": "",
+		"0000000000000000002-0000000a.json": good[:30],
+		"0000000000000000003-0000000a.json": strings.Replace(good, "{", `{"protocol":2,`, 1),
+		"0000000000000000004-0000000a.json": good + good,
+		"0000000000000000005-0000000a.json": strings.Replace(good, `"p"`, `""`, 1),
+		"0000000000000000006-0000000a.json": strings.Repeat(" ", maxEventBytes) + good,
+		"0000000000000000007-0000000A.json": good,
+		"README":                            "what is this directory for?",
+	}
+	for name, data := range bad {
+		if err := os.WriteFile(filepath.Join(b.Dir(), name), []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fifo := "0000000000000000008-0000000a.json"
+	if err := unix.Mkfifo(filepath.Join(b.Dir(), fifo), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link := "0000000000000000009-0000000a.json"
+	if err := os.Symlink("/etc/passwd", filepath.Join(b.Dir(), link)); err != nil {
+		t.Fatal(err)
+	}
+	var got []Event
+	n, err := b.Take(func(es []Event) error { got = es; return nil })
+	if n != 1 || len(got) != 1 || got[0].Repository != "ip1" {
+		t.Errorf("the good event: %d, %v", n, got)
+	}
+	if !errors.Is(err, ErrBad) {
+		t.Errorf("error %v does not wrap ErrBad", err)
+	}
+	aside, err2 := b.Bad()
+	if err2 != nil || len(aside) != len(bad)+2 {
+		t.Errorf("bad files: %v, %v", aside, err2)
+	}
+	for _, path := range aside {
+		if !strings.Contains(err.Error(), path) {
+			t.Errorf("the report does not name %s", path)
+		}
+	}
+	if pending, _ := b.Pending(); pending {
+		t.Error("something bad is still in the way")
+	}
+}
+
+func TestTakeIsBounded(t *testing.T) {
+	b := New(t.TempDir())
+	mustPut(t, b, event("first", "sam"))
+	for i := range batch + 4 {
+		e := event(fmt.Sprint("r", i), "sam")
+		data, err := encode(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprintf("%019d-%08x.json", i, i)
+		if err := os.WriteFile(filepath.Join(b.Dir(), name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := takeAll(t, b)
+	if len(got) != batch || got[0].Repository != "r0" || got[batch-1].Repository != fmt.Sprint("r", batch-1) {
+		t.Errorf("first take: %d events", len(got))
+	}
+	if got := takeAll(t, b); len(got) != 5 || got[4].Repository != "first" {
+		t.Errorf("second take: %v", got)
+	}
+}
+
+// Several takers, some of which fail to commit: every event is committed exactly once.
+func TestConcurrentTakers(t *testing.T) {
+	state := t.TempDir()
+	b := New(state)
+	const total = 200
+	var (
+		mu    sync.Mutex
+		seen  = map[string]int{}
+		count int
+		wg    sync.WaitGroup
+	)
+	wg.Go(func() {
+		for i := range total {
+			if _, err := b.Put(event(fmt.Sprint("r", i), "sam")); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	stop := time.Now().Add(20 * time.Second)
+	for worker := range 4 {
+		wg.Go(func() {
+			mine := New(state)
+			for round := 0; time.Now().Before(stop); round++ {
+				_, err := mine.Take(func(es []Event) error {
+					if (round+worker)%3 == 0 {
+						return errors.New("now and then")
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					for _, e := range es {
+						seen[e.Repository]++
+						count++
+					}
+					return nil
+				})
+				if err != nil && !strings.Contains(err.Error(), "now and then") {
+					t.Error(err)
+				}
+				mu.Lock()
+				finished := count >= total
+				mu.Unlock()
+				if finished {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if len(seen) != total || count != total {
+		t.Errorf("%d of %d events, %d deliveries", len(seen), total, count)
+	}
+}
+
+func TestFileInPlaceOfDirectory(t *testing.T) {
+	b := New(t.TempDir())
+	if err := os.WriteFile(b.Dir(), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Put(event("ip1", "sam")); !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("put: %v", err)
+	}
+	if _, err := b.List(); err == nil {
+		t.Error("list of a file succeeded")
+	}
+}
+
+const fullDiskEnv = "INBOX_TEST_FULL_DISK"
+
+// A limit on file sizes cuts the write short as a full disk does. It binds a whole process
+// for good, so a child process bears it.
+func TestPutOnFullDisk(t *testing.T) {
+	if state := os.Getenv(fullDiskEnv); state != "" {
+		signal.Ignore(unix.SIGXFSZ)
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 10, Max: 10}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(state).Put(event("ip1", "sam")); !errors.Is(err, unix.EFBIG) {
+			t.Fatalf("put: %v", err)
+		}
+		return
+	}
+	state := t.TempDir()
+	child := exec.Command(os.Args[0], "-test.run=^TestPutOnFullDisk$")
+	child.Env = append(os.Environ(), fullDiskEnv+"="+state)
+	if out, err := child.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if left := files(t, New(state).Dir()); left != nil {
+		t.Errorf("half an event was left: %v", left)
+	}
+}
+
+// The tests run as root in places, where modes do not stop anybody: the thread gives up
+// its rights to files instead.
+func TestPutReadOnly(t *testing.T) {
+	b := New(t.TempDir())
+	mustPut(t, b, event("ip1", "sam"))
+	if err := os.Chmod(b.Dir(), 0o555); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Chmod(b.Dir(), 0o700)
+	err := asNobody(func() error { _, err := b.Put(event("ip2", "sam")); return err })
+	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), b.Dir()) {
+		t.Errorf("got %v", err)
+	}
+	if names, _ := b.List(); len(names) != 1 {
+		t.Errorf("left: %v", names)
+	}
+}
+
+func asNobody(do func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if os.Geteuid() == 0 {
+		const nobody = 65534
+		if _, err := unix.SetfsuidRetUid(nobody); err != nil {
+			return err
+		}
+		defer unix.SetfsuidRetUid(0)
+	}
+	return do()
+}
+
+func FuzzParse(f *testing.F) {
+	for _, e := range []Event{event("ip1", "sam", "gollum"), event("projects/<&>é", "tahoe")} {
+		data, err := encode(e)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Add([]byte(`{"repository":"r","peers":["p"],"origin":"list","time":"2026-11-22T03:55:57+01:00"} x`))
+	f.Add([]byte(`{"REPOSITORY":"r","peers":["\ud800"],"origin":"explicit","time":"0001-01-01T00:00:00Z"}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		e, err := parse(data)
+		if err != nil {
+			return
+		}
+		again, err := encode(e)
+		if err != nil {
+			if _, merr := e.Time.UTC().MarshalText(); merr != nil || len(data) > maxEventBytes/6 {
+				return // a zone that leads out of year 9999 in UTC, or growth by escapes
+			}
+			t.Fatalf("parsed %q but cannot write it: %v", data, err)
+		}
+		back, err := parse(again)
+		if err != nil {
+			t.Fatalf("wrote %q but cannot read it: %v", again, err)
+		}
+		if !back.Time.Equal(e.Time) {
+			t.Fatalf("time %v became %v", e.Time, back.Time)
+		}
+		back.Time, e.Time = time.Time{}, time.Time{}
+		if diff := cmp.Diff(e, back); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}
+
+func FuzzIDOf(f *testing.F) {
+	f.Add("1763783757123456789-0a1b2c3d.json")
+	f.Add("1763783757123456789-0A1B2C3D.json")
+	f.Fuzz(func(t *testing.T, name string) {
+		id, ok := idOf(name)
+		if ok && name != name[:19]+"-"+id+".json" {
+			t.Fatalf("%q → %q", name, id)
+		}
+	})
+}
+
+func BenchmarkPut(b *testing.B) {
+	box := New(b.TempDir())
+	for b.Loop() {
+		mustPut(b, box, event("ip1", "sam", "gollum"))
+	}
+}

@@ -1,0 +1,5 @@
+package queue
+
+const childEnv = "QUEUE_TEST_CHILD"
+
+func childMain() {}

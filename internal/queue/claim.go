@@ -1,0 +1,365 @@
+package queue
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"mirror-shell/internal/inbox"
+)
+
+// Job is what a run function gets to know: which peer must be made equal for which
+// repository. Everything else it reads after the claim, so that it sees every change counted.
+type Job struct {
+	Key
+	Origin  inbox.Origin
+	Attempt int       // failures since the latest success
+	Oldest  time.Time // the oldest change that the peer lacks
+	Newest  time.Time // the newest
+	Probe   bool      // the peer was down when the run began
+}
+
+// Result is what a run tells beside its error. Both texts are kept as one line of at most 500 bytes.
+type Result struct {
+	Digest string // of the refs that were confirmed; kept on success only
+	Note   string // for status
+}
+
+// Func makes a peer equal. Its error decides what becomes of the job:
+//
+//	nil          done, for every change that was counted when the run began
+//	ErrPeerDown  the peer is backed off, the job keeps its place (errors.Is, as for the next two)
+//	ErrHeld      shown as held; looked at again after RetryMax, or when something is pushed
+//	ErrDropped   shown as dropped, with the error as the reason; not tried again until the next change
+//	other        retried for ever, with the job's own backoff
+//
+// An error after its context was cancelled because the worker stops does not count as an attempt.
+// The function must end soon after its context does: the next run may begin a quarter of a
+// lease later. A panic is a failure of the job.
+type Func func(ctx context.Context, job Job) (Result, error)
+
+// claim is a job that we run.
+type claim struct {
+	Job
+	owner   string
+	run     int64
+	peerRun int64
+}
+
+// board is what decides which peers may get another run.
+type board struct {
+	now     int64
+	peers   []peer
+	live    map[string]int  // live runs per peer
+	probing map[string]bool // one of them tries a peer that is down
+	expires int64           // first end of a live lease, 0 without any
+}
+
+func (tx *tx) board(ctx context.Context) (board, error) {
+	b := board{now: tx.now, live: map[string]int{}, probing: map[string]bool{}}
+	var err error
+	if b.peers, err = tx.peers(ctx); err != nil {
+		return b, err
+	}
+	running, err := tx.running(ctx)
+	for _, r := range running {
+		if r.lease > tx.now {
+			b.live[r.Peer]++
+			b.probing[r.Peer] = b.probing[r.Peer] || r.probe
+			b.expires = minKnown(b.expires, r.lease)
+		}
+	}
+	return b, err
+}
+
+// limits of a claim.
+type limits struct {
+	perPeer    int  // live runs to one peer; 0: no limit
+	probesOnly bool // only for a peer that is down: probes have room of their own, so that peers which hang cannot fill the worker
+}
+
+// admits tells since when, or from when on, a peer may get another run; ok is false while only
+// something else than time can change that (a run's end, a person).
+func (b board) admits(p peer, lim limits) (from int64, ok bool) {
+	switch {
+	case p.paused:
+		return 0, false
+	case p.down():
+		return p.retryAt, !b.probing[p.name]
+	}
+	return 0, !lim.probesOnly && (lim.perPeer <= 0 || b.live[p.name] < lim.perPeer)
+}
+
+// next finds the job that has been, or will be, claimable first among all peers, and when.
+func (tx *tx) next(ctx context.Context, b board, lim limits) (k Key, at int64, ok bool, err error) {
+	var line int64
+	for _, p := range b.peers {
+		from, open := b.admits(p, lim)
+		if !open {
+			continue
+		}
+		repository, runAt, some, err := tx.firstInLine(ctx, p.name)
+		if err != nil {
+			return Key{}, 0, false, err
+		}
+		t := max(from, runAt)
+		// Of those that are due, whoever stands in line longest; of the others, the first to be due.
+		if some && (!ok || max(t, b.now) < max(at, b.now) || max(t, b.now) == max(at, b.now) && runAt < line) {
+			k, at, line, ok = Key{repository, p.name}, t, runAt, true
+		}
+	}
+	return k, at, ok, nil
+}
+
+// nextRun is when the worker has a reason to look again if nothing else happens: a job is due, or
+// somebody's lease ends. ok is false when there is no such time.
+func (q *Queue) nextRun(ctx context.Context, lim limits) (at time.Time, ok bool, err error) {
+	tx := q.reading()
+	b, err := tx.board(ctx)
+	if err != nil {
+		return time.Time{}, false, fmt.Errorf("find the next job: %w", err)
+	}
+	_, t, ok, err := tx.next(ctx, b, lim)
+	if err != nil {
+		return time.Time{}, false, fmt.Errorf("find the next job: %w", err)
+	}
+	if ok {
+		t = max(t, tx.now)
+	}
+	t = minKnown(t, b.expires)
+	return fromMillis(t), t > 0, nil
+}
+
+// due reports whether a claim would find something now.
+func (q *Queue) due(ctx context.Context, lim limits) (bool, error) {
+	tx := q.reading()
+	b, err := tx.board(ctx)
+	if err != nil {
+		return false, err
+	}
+	_, at, ok, err := tx.next(ctx, b, lim)
+	return ok && at <= tx.now, err
+}
+
+// claim takes the lease of the job that is due longest, or returns nil when none is due.
+func (q *Queue) claim(ctx context.Context, lim limits) (c *claim, err error) {
+	err = q.update(ctx, func(tx *tx) error {
+		c = nil
+		if err := tx.mend(ctx); err != nil {
+			return err
+		}
+		b, err := tx.board(ctx)
+		if err != nil {
+			return err
+		}
+		k, at, ok, err := tx.next(ctx, b, lim)
+		if err != nil || !ok || at > tx.now {
+			return err
+		}
+		c, err = tx.take(ctx, k)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("claim a job: %w", err)
+	}
+	return c, nil
+}
+
+// claimKey takes the lease of one job whatever its backoff and its peer say, or returns nil while
+// somebody else has it. A job that has nothing to do gets one more generation.
+func (tx *tx) claimKey(ctx context.Context, change Change) (*claim, error) {
+	if err := tx.mend(ctx); err != nil {
+		return nil, err
+	}
+	j, err := tx.job(ctx, change.Key)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, err
+	}
+	if j.running(tx.now) {
+		return nil, nil
+	}
+	if !j.pending() {
+		if _, err := tx.enqueue(ctx, []Change{change}); err != nil {
+			return nil, err
+		}
+	}
+	return tx.take(ctx, change.Key)
+}
+
+// take marks a job as run by us.
+func (tx *tx) take(ctx context.Context, k Key) (*claim, error) {
+	j, err := tx.job(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	p, err := tx.ensurePeer(ctx, k.Peer)
+	if err != nil {
+		return nil, err
+	}
+	p.runs++
+	j = j.claimed(newOwner(), p.down(), tx.q.lease, tx.now)
+	if err := tx.storePeer(ctx, p); err != nil {
+		return nil, err
+	}
+	if err := tx.storeJob(ctx, j); err != nil {
+		return nil, err
+	}
+	return &claim{
+		Job: Job{Key: k, Origin: j.origin, Attempt: j.attempt, Probe: j.probe,
+			Oldest: fromMillis(j.oldest), Newest: fromMillis(j.newest)},
+		owner: j.owner, run: j.run, peerRun: p.runs,
+	}, nil
+}
+
+// newOwner is unique for each claim; host and process are for people who read the table.
+func newOwner() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s:%d:%016x", host, os.Getpid(), rand.Uint64())
+}
+
+// settle ends a run. current is false when the lease had passed to somebody else, or the row was
+// forgotten: then nothing is changed.
+func (q *Queue) settle(ctx context.Context, c *claim, r result) (current bool, err error) {
+	err = q.update(ctx, func(tx *tx) error {
+		current = false
+		j, err := tx.job(ctx, c.Key)
+		if errors.Is(err, sql.ErrNoRows) || err == nil && j.owner != c.owner {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		wait := func(n int) time.Duration { return q.policy.backoff(n, q.random()) }
+		probe := j.probe
+		if err := tx.storeJob(ctx, j.settledWith(r, wait, q.policy.cap, tx.now)); err != nil {
+			return err
+		}
+		current = true
+		p, err := tx.ensurePeer(ctx, c.Peer)
+		if err != nil {
+			return err
+		}
+		after := p.settledWith(r, probe, c.peerRun, wait, tx.now)
+		if after == p {
+			return nil
+		}
+		return tx.storePeer(ctx, after)
+	})
+	if err != nil {
+		return false, fmt.Errorf("record the result of %s: %w", c.Key, err)
+	}
+	return current, nil
+}
+
+// ending is how a claim ended.
+type ending struct {
+	claim   *claim
+	result  result
+	err     error // what the run function returned
+	current bool  // the table has the result
+	lost    error // why it has not: the database's error, nil for a stale owner
+}
+
+// execute runs a claimed job under a heartbeat and settles it.
+func (q *Queue) execute(ctx context.Context, c *claim, run Func) ending {
+	jobCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := q.heartbeat(c, func() { cancel(ErrLeaseLost) })
+	defer stop()
+	res, err := invoke(jobCtx, c.Job, run)
+	e := ending{claim: c, err: err, result: judge(res, err, jobCtx.Err() != nil)}
+	e.current, e.lost = q.settleSurely(ctx, c, e.result)
+	return e
+}
+
+// panicError is a panic of a run function.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (p *panicError) Error() string { return fmt.Sprintf("panic: %v", p.value) }
+
+// invoke turns a panic into an error: one broken repository must not take the worker down.
+func invoke(ctx context.Context, job Job, run Func) (res Result, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &panicError{v, debug.Stack()}
+		}
+	}()
+	return run(ctx, job)
+}
+
+// stopGrace bounds how long a worker that was told to stop tries to record a result.
+const stopGrace = 5 * time.Second
+
+// settleSurely settles in spite of a cancelled context, and tries again while the database fails,
+// as long as the lease lasts. After that the job is simply run again.
+func (q *Queue) settleSurely(ctx context.Context, c *claim, r result) (current bool, err error) {
+	began := time.Now()
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		try, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(q.lease, stopGrace))
+		current, err = q.settle(try, c, r)
+		cancel()
+		if err == nil {
+			return current, nil
+		}
+		limit := q.lease
+		if ctx.Err() != nil {
+			limit = min(limit, stopGrace)
+		}
+		if time.Since(began)+pause > limit {
+			return false, err
+		}
+		time.Sleep(pause)
+	}
+}
+
+// heartbeat renews a claim's lease until stop is called, which waits for it. When the lease has passed to
+// somebody else, or could not be renewed for three quarters of its length, it calls
+// lost once and ends: the remaining quarter is the run's time to end before the next owner begins.
+func (q *Queue) heartbeat(c *claim, lost func()) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ticker := time.NewTicker(q.lease / 4)
+		defer ticker.Stop()
+		renewed := time.Now()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			began := time.Now()
+			ours, err := q.renew(ctx, c)
+			switch {
+			case err == nil && ours:
+				renewed = began
+			case err == nil, time.Since(renewed) > q.lease*7/10:
+				lost()
+				return
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+func (q *Queue) renew(ctx context.Context, c *claim) (ours bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, q.lease/4)
+	defer cancel()
+	err = q.update(ctx, func(tx *tx) error {
+		ours, err = tx.renew(ctx, c.Key, c.owner, tx.now+q.lease.Milliseconds())
+		return err
+	})
+	return ours, err
+}

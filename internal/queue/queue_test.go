@@ -1,0 +1,585 @@
+package queue
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"mirror-shell/internal/inbox"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		childMain()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// fakeClock moves only when told.
+type fakeClock struct {
+	mu sync.Mutex
+	t  time.Time
+}
+
+func newFakeClock() *fakeClock {
+	return &fakeClock{t: time.Date(2026, 11, 22, 3, 55, 57, 0, time.UTC)}
+}
+
+func (c *fakeClock) now() time.Time { c.mu.Lock(); defer c.mu.Unlock(); return c.t }
+
+func (c *fakeClock) add(d time.Duration) { c.mu.Lock(); defer c.mu.Unlock(); c.t = c.t.Add(d) }
+
+// open opens a queue of server frodo; change adjusts its options.
+func open(t testing.TB, dir string, change func(*Options)) *Queue {
+	t.Helper()
+	o := Options{StateDir: dir, Server: "frodo"}
+	if change != nil {
+		change(&o)
+	}
+	q, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := q.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return q
+}
+
+func openFake(t testing.TB) (*Queue, *fakeClock) {
+	clock := newFakeClock()
+	return open(t, t.TempDir(), func(o *Options) { o.Now = clock.now }), clock
+}
+
+var (
+	samKey    = Key{"ip1", "sam"}
+	gollumKey = Key{"ip1", "gollum"}
+)
+
+func enqueue(t testing.TB, q *Queue, keys ...Key) []Ticket {
+	t.Helper()
+	var changes []Change
+	for _, k := range keys {
+		changes = append(changes, Change{Key: k, Origin: inbox.OriginList})
+	}
+	tickets, err := q.Enqueue(t.Context(), changes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tickets
+}
+
+func mustClaim(t testing.TB, q *Queue, want Key) *claim {
+	t.Helper()
+	c, err := q.claim(t.Context(), limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c == nil || c.Key != want {
+		t.Fatalf("claimed %v, want %v", c, want)
+	}
+	return c
+}
+
+func noClaim(t testing.TB, q *Queue, lim limits) {
+	t.Helper()
+	if c, err := q.claim(t.Context(), lim); c != nil || err != nil {
+		t.Fatalf("claimed %+v, %v; want nothing", c, err)
+	}
+}
+
+func settle(t testing.TB, q *Queue, c *claim, err error) bool {
+	t.Helper()
+	current, serr := q.settle(t.Context(), c, judge(Result{Digest: "d"}, err, false))
+	if serr != nil {
+		t.Fatal(serr)
+	}
+	return current
+}
+
+func row(t testing.TB, q *Queue, k Key) Row {
+	t.Helper()
+	rows, err := q.Rows(t.Context(), Filter{k.Repository, k.Peer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(rows) != 1 {
+		t.Fatalf("%d rows of %s", len(rows), k)
+	}
+	return rows[0]
+}
+
+func checkState(t testing.TB, q *Queue, k Key, want State) {
+	t.Helper()
+	if r := row(t, q, k); r.State != want {
+		t.Fatalf("%s is %s, want %s: %+v", k, r.State, want, r)
+	}
+}
+
+func TestOpen(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a dir? with %41 & #odd names", "state")
+	q := open(t, dir, nil)
+	enqueue(t, q, samKey)
+	for name, want := range map[string]fs.FileMode{"": 0o700, "queue.db": 0o600, "queue.db-wal": 0o600, "queue.db-shm": 0o600} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v, want %v", name, info, err, want)
+		}
+	}
+	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "busy_timeout": "10000"} {
+		var got string
+		if err := q.db.QueryRow("PRAGMA " + pragma).Scan(&got); err != nil || got != want {
+			t.Errorf("%s = %q, %v, want %q", pragma, got, err, want)
+		}
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	dir := t.TempDir()
+	_, err := Open(t.Context(), Options{StateDir: dir, Server: "frodo", URL: "postgres://db/mirror"})
+	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "not supported in this version") {
+		t.Errorf("a url: %v", err)
+	}
+	if _, err := Open(t.Context(), Options{StateDir: dir}); err == nil {
+		t.Error("opened without a server")
+	}
+	q := open(t, dir, nil)
+	if _, err := q.db.Exec(`UPDATE meta SET value = '99'`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Options{StateDir: dir, Server: "frodo"}); !errors.Is(err, ErrNewerSchema) {
+		t.Errorf("a newer schema: %v", err)
+	}
+	if _, err := q.db.Exec(`UPDATE meta SET value = 'x'`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Options{StateDir: dir, Server: "frodo"}); err == nil {
+		t.Error("opened a schema that is no number")
+	}
+	broken := t.TempDir()
+	if err := os.WriteFile(databasePath(broken), []byte(strings.Repeat("not a database ", 100)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Options{StateDir: broken, Server: "frodo"}); err == nil {
+		t.Error("opened a file that is no database")
+	}
+	if info, err := os.Stat(databasePath(broken)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode of an existing file: %v, %v", info.Mode(), err)
+	}
+	file := filepath.Join(broken, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Options{StateDir: filepath.Join(file, "state"), Server: "frodo"}); err == nil {
+		t.Error("opened below a file")
+	}
+}
+
+// Many processes start at once on a fresh machine.
+func TestOpenTogether(t *testing.T) {
+	dir := t.TempDir()
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			q, err := Open(t.Context(), Options{StateDir: dir, Server: "frodo"})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer q.Close()
+			if _, err := q.Enqueue(t.Context(), []Change{{Key: Key{fmt.Sprint("r", i), "sam"}, Origin: inbox.OriginList}}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if rows, err := open(t, dir, nil).Rows(t.Context(), Filter{}); err != nil || len(rows) != 8 {
+		t.Errorf("%d rows, %v", len(rows), err)
+	}
+}
+
+func TestEnqueueRefuses(t *testing.T) {
+	q, _ := openFake(t)
+	for _, c := range []Change{
+		{Key: Key{"", "sam"}, Origin: inbox.OriginList}, {Key: Key{"ip1", ""}, Origin: inbox.OriginList}, {Key: samKey},
+	} {
+		good := Change{Key: gollumKey, Origin: inbox.OriginList}
+		if _, err := q.Enqueue(t.Context(), []Change{good, c}); err == nil {
+			t.Errorf("accepted %+v", c)
+		}
+	}
+	if rows, err := q.Rows(t.Context(), Filter{}); err != nil || rows != nil {
+		t.Errorf("all or none: %v, %v", rows, err)
+	}
+}
+
+// The life of a job, with the columns that status shows.
+func TestLife(t *testing.T) {
+	q, clock := openFake(t)
+	pushed := clock.now()
+	clock.add(2 * time.Second)
+	if _, err := q.Enqueue(t.Context(), []Change{{samKey, inbox.OriginList, pushed}}); err != nil {
+		t.Fatal(err)
+	}
+	clock.add(3 * time.Second)
+	if r := row(t, q, samKey); r.State != StateWaiting || r.Lag != 5*time.Second || !r.Oldest.Equal(pushed) || r.Want != 1 || r.Done != 0 {
+		t.Errorf("waiting: %+v", r)
+	}
+	c := mustClaim(t, q, samKey)
+	if !c.Oldest.Equal(pushed) || c.Origin != inbox.OriginList || c.Probe || c.Attempt != 0 {
+		t.Errorf("the job: %+v", c.Job)
+	}
+	noClaim(t, q, limits{})
+	if r := row(t, q, samKey); r.State != StateRunning || r.Owner == "" || !r.Lease.Equal(clock.now().Add(30*time.Second)) {
+		t.Errorf("running: %+v", r)
+	}
+	clock.add(time.Second)
+	enqueue(t, q, samKey) // during the run
+	second := clock.now()
+	clock.add(time.Second)
+	if !settle(t, q, c, nil) {
+		t.Error("stale")
+	}
+	if r := row(t, q, samKey); r.State != StateWaiting || r.Lag != time.Second || !r.Oldest.Equal(second) || r.Digest != "d" {
+		t.Errorf("after the first run: %+v", r)
+	}
+	settle(t, q, mustClaim(t, q, samKey), nil)
+	r := row(t, q, samKey)
+	if r.State != StateOK || r.Lag != 0 || !r.Oldest.IsZero() || !r.Newest.Equal(second) || !r.LastSuccess.Equal(clock.now()) || !r.NextTry.IsZero() {
+		t.Errorf("equal: %+v", r)
+	}
+	noClaim(t, q, limits{})
+}
+
+func TestFailureBackoff(t *testing.T) {
+	q, clock := openFake(t)
+	q.random = func() float64 { return 0 }
+	enqueue(t, q, samKey)
+	for i, wait := range []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second} {
+		settle(t, q, mustClaim(t, q, samKey), errors.New("rejected:\nhook declined"))
+		r := row(t, q, samKey)
+		if r.State != StateFailed || r.Attempt != i+1 || r.Error != "rejected: hook declined" || !r.NextTry.Equal(clock.now().Add(wait)) {
+			t.Fatalf("attempt %d: %+v", i+1, r)
+		}
+		clock.add(wait - time.Millisecond)
+		noClaim(t, q, limits{})
+		clock.add(time.Millisecond)
+	}
+	settle(t, q, mustClaim(t, q, samKey), errors.New("again"))
+	enqueue(t, q, samKey) // a push is a reason to try now
+	settle(t, q, mustClaim(t, q, samKey), nil)
+	if r := row(t, q, samKey); r.State != StateOK || r.Attempt != 0 || r.Error != "" {
+		t.Errorf("after success: %+v", r)
+	}
+}
+
+func TestPeerDown(t *testing.T) {
+	q, clock := openFake(t)
+	q.random = func() float64 { return 0 }
+	keys := []Key{{"a", "sam"}, {"b", "sam"}, {"c", "sam"}, {"d", "gollum"}}
+	for _, k := range keys {
+		enqueue(t, q, k)
+		clock.add(time.Millisecond)
+	}
+	a, b := mustClaim(t, q, keys[0]), mustClaim(t, q, keys[1])
+	down := fmt.Errorf("ssh: %w", ErrPeerDown)
+	settle(t, q, a, down)
+	since := clock.now()
+	settle(t, q, mustClaim(t, q, keys[3]), nil) // other peers do not wait
+	noClaim(t, q, limits{})
+	settle(t, q, b, down) // found out together: one failure
+	for _, k := range keys[:3] {
+		if r := row(t, q, k); r.State != StateDown || !r.PeerDownSince.Equal(since) || r.Attempt != 0 || !r.NextTry.Equal(since.Add(500*time.Millisecond)) {
+			t.Errorf("%s: %+v", k, r)
+		}
+	}
+	clock.add(500 * time.Millisecond)
+	probe := mustClaim(t, q, keys[0]) // kept its place
+	if !probe.Probe {
+		t.Error("not marked as a probe")
+	}
+	noClaim(t, q, limits{}) // one probe at a time
+	enqueue(t, q, keys[2])
+	noClaim(t, q, limits{})
+	settle(t, q, probe, down)
+	peers, err := q.Peers(t.Context())
+	if err != nil || len(peers) != 2 || peers[1].Attempt != 2 || !peers[1].DownSince.Equal(since) || !peers[1].RetryAt.Equal(clock.now().Add(time.Second)) {
+		t.Errorf("peers %+v, %v", peers, err)
+	}
+	noClaim(t, q, limits{})
+	if err := q.ProbeNow(t.Context(), "sam"); err != nil {
+		t.Fatal(err)
+	}
+	settle(t, q, mustClaim(t, q, keys[0]), nil)
+	for _, k := range keys[1:3] { // the gate is open for all
+		settle(t, q, mustClaim(t, q, k), nil)
+		checkState(t, q, k, StateOK)
+	}
+}
+
+// A failure of another kind during an outage neither ends it nor hides behind it.
+func TestFailureWhilePeerIsDown(t *testing.T) {
+	q, clock := openFake(t)
+	enqueue(t, q, Key{"a", "sam"}, Key{"b", "sam"})
+	settle(t, q, mustClaim(t, q, Key{"a", "sam"}), ErrPeerDown)
+	clock.add(time.Minute)
+	settle(t, q, mustClaim(t, q, Key{"a", "sam"}), errors.New("no such repository"))
+	checkState(t, q, Key{"a", "sam"}, StateFailed)
+	checkState(t, q, Key{"b", "sam"}, StateDown)
+	settle(t, q, mustClaim(t, q, Key{"b", "sam"}), nil) // it is the next probe
+	checkState(t, q, Key{"a", "sam"}, StateFailed)
+}
+
+func TestHeldAndDropped(t *testing.T) {
+	q, clock := openFake(t)
+	enqueue(t, q, samKey)
+	settle(t, q, mustClaim(t, q, samKey), fmt.Errorf("%w: the source is empty", ErrHeld))
+	if r := row(t, q, samKey); r.State != StateHeld || !strings.Contains(r.Error, "the source is empty") || r.Lag != 0 {
+		t.Errorf("held: %+v", r)
+	}
+	clock.add(15*time.Minute - 1)
+	noClaim(t, q, limits{})
+	if r := row(t, q, samKey); r.Lag == 0 {
+		t.Error("a held job has no lag")
+	}
+	clock.add(1)
+	settle(t, q, mustClaim(t, q, samKey), fmt.Errorf("%w: sam is in no list", ErrDropped))
+	if r := row(t, q, samKey); r.State != StateDropped || r.Lag != 0 || !strings.Contains(r.Error, "no list") || r.Digest != "" {
+		t.Errorf("dropped: %+v", r)
+	}
+	clock.add(time.Hour)
+	noClaim(t, q, limits{})
+	enqueue(t, q, samKey)
+	mustClaim(t, q, samKey)
+}
+
+func TestLimits(t *testing.T) {
+	q, clock := openFake(t)
+	var keys []Key
+	for _, repository := range []string{"a", "b", "c"} {
+		k := Key{repository, "sam"}
+		keys = append(keys, k)
+		enqueue(t, q, k)
+		clock.add(time.Millisecond)
+	}
+	enqueue(t, q, gollumKey)
+	lim := limits{perPeer: 2}
+	for _, want := range []Key{keys[0], keys[1], gollumKey} {
+		c, err := q.claim(t.Context(), lim)
+		if err != nil || c == nil || c.Key != want {
+			t.Fatalf("claimed %v, %v, want %v", c, err, want)
+		}
+	}
+	noClaim(t, q, lim)
+	noClaim(t, q, limits{probesOnly: true})
+	if at, ok, err := q.nextRun(t.Context(), lim); err != nil || !ok || at.Before(clock.now().Add(29*time.Second)) {
+		t.Errorf("next run %v, %v, %v: with all peers saturated only the end of a lease counts", at, ok, err)
+	}
+	mustClaim(t, q, keys[2])
+}
+
+func TestNextRun(t *testing.T) {
+	q, clock := openFake(t)
+	q.random = func() float64 { return 0 }
+	next := func() time.Duration {
+		t.Helper()
+		at, ok, err := q.nextRun(t.Context(), limits{perPeer: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			return -1
+		}
+		return at.Sub(clock.now())
+	}
+	if d := next(); d != -1 {
+		t.Errorf("nothing: %v", d)
+	}
+	enqueue(t, q, samKey)
+	if d := next(); d != 0 {
+		t.Errorf("due: %v", d)
+	}
+	c := mustClaim(t, q, samKey)
+	if d := next(); d != 30*time.Second {
+		t.Errorf("running: %v", d)
+	}
+	settle(t, q, c, errors.New("x"))
+	if d := next(); d != 500*time.Millisecond {
+		t.Errorf("failed: %v", d)
+	}
+	clock.add(time.Second)
+	settle(t, q, mustClaim(t, q, samKey), ErrPeerDown)
+	if d := next(); d != 500*time.Millisecond {
+		t.Errorf("down: %v", d)
+	}
+	if err := q.Pause(t.Context(), "sam"); err != nil {
+		t.Fatal(err)
+	}
+	if d := next(); d != -1 {
+		t.Errorf("paused: %v", d)
+	}
+	if err := q.Resume(t.Context(), "sam"); err != nil {
+		t.Fatal(err)
+	}
+	if d := next(); d != 0 {
+		t.Errorf("resumed: %v", d)
+	}
+}
+
+func TestPauseResume(t *testing.T) {
+	q, _ := openFake(t)
+	if err := q.Pause(t.Context(), "sam"); err != nil { // before its first job
+		t.Fatal(err)
+	}
+	enqueue(t, q, samKey, gollumKey)
+	mustClaim(t, q, gollumKey)
+	noClaim(t, q, limits{})
+	checkState(t, q, samKey, StatePaused)
+	if err := q.Resume(t.Context(), "sam"); err != nil {
+		t.Fatal(err)
+	}
+	mustClaim(t, q, samKey)
+	if err := q.Pause(t.Context(), ""); err == nil {
+		t.Error("paused nobody")
+	}
+}
+
+func TestForget(t *testing.T) {
+	q, clock := openFake(t)
+	enqueue(t, q, samKey, gollumKey, Key{"ip2", "sam"})
+	c := mustClaim(t, q, gollumKey)
+	if n, err := q.Forget(t.Context(), "ip1"); n != 0 || !errors.Is(err, ErrRunning) || !strings.Contains(err.Error(), "gollum") {
+		t.Errorf("while running: %d, %v", n, err)
+	}
+	checkState(t, q, samKey, StateWaiting)
+	clock.add(31 * time.Second) // its worker died
+	if n, err := q.Forget(t.Context(), "ip1"); n != 2 || err != nil {
+		t.Errorf("forgot %d, %v", n, err)
+	}
+	if settle(t, q, c, nil) {
+		t.Error("the result of a forgotten job was recorded")
+	}
+	rows, err := q.Rows(t.Context(), Filter{})
+	if err != nil || len(rows) != 1 || rows[0].Repository != "ip2" {
+		t.Errorf("left: %+v, %v", rows, err)
+	}
+}
+
+func TestStaleOwner(t *testing.T) {
+	q, clock := openFake(t)
+	enqueue(t, q, samKey)
+	first := mustClaim(t, q, samKey)
+	clock.add(30 * time.Second)
+	second := mustClaim(t, q, samKey)
+	before := row(t, q, samKey)
+	for _, err := range []error{nil, errors.New("x"), ErrPeerDown, ErrHeld, ErrDropped} {
+		if settle(t, q, first, err) {
+			t.Errorf("the former owner's %v was recorded", err)
+		}
+	}
+	if ours, err := q.renew(t.Context(), first); ours || err != nil {
+		t.Errorf("the former owner renewed: %v, %v", ours, err)
+	}
+	if after := row(t, q, samKey); after != before {
+		t.Errorf("changed:\n%+v\n%+v", before, after)
+	}
+	if ours, err := q.renew(t.Context(), second); !ours || err != nil {
+		t.Errorf("renew: %v, %v", ours, err)
+	}
+	if !settle(t, q, second, nil) {
+		t.Error("the owner's result was not recorded")
+	}
+	checkState(t, q, samKey, StateOK)
+}
+
+// The clock is set back by a day: nothing waits for a day.
+func TestClockJumpsBack(t *testing.T) {
+	q, clock := openFake(t)
+	other := Key{"ip2", "sam"}
+	failed, dead, down := Key{"failed", "merry"}, Key{"dead", "pippin"}, Key{"down", "gimli"}
+	enqueue(t, q, failed, dead, down)
+	for range 3 {
+		c, err := q.claim(t.Context(), limits{})
+		if err != nil || c == nil {
+			t.Fatal(c, err)
+		}
+		switch c.Key {
+		case failed:
+			settle(t, q, c, errors.New("x"))
+		case down:
+			settle(t, q, c, ErrPeerDown)
+		}
+	}
+	enqueue(t, q, other)
+	clock.add(-24 * time.Hour)
+	if r := row(t, q, other); r.Lag != 0 {
+		t.Errorf("lag %v", r.Lag)
+	}
+	got := map[Key]bool{}
+	claimAll := func() {
+		for {
+			c, err := q.claim(t.Context(), limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c == nil {
+				return
+			}
+			got[c.Key] = true
+		}
+	}
+	claimAll()
+	if !got[other] || !got[failed] || !got[down] || got[dead] {
+		t.Errorf("at once: %v", got)
+	}
+	clock.add(30 * time.Second) // the dead owner's lease was shortened, not ended: it might have been alive
+	claimAll()
+	if !got[dead] {
+		t.Error("the dead worker's job is wedged")
+	}
+}
+
+func TestSeveralServersShareATable(t *testing.T) {
+	dir := t.TempDir()
+	frodo := open(t, dir, nil)
+	sam := open(t, dir, func(o *Options) { o.Server = "sam" })
+	enqueue(t, frodo, gollumKey)
+	noClaim(t, sam, limits{})
+	if rows, err := sam.Rows(t.Context(), Filter{}); err != nil || rows != nil {
+		t.Errorf("rows %v, %v", rows, err)
+	}
+	if n, err := sam.Forget(t.Context(), "ip1"); n != 0 || err != nil {
+		t.Errorf("forgot %d, %v", n, err)
+	}
+	mustClaim(t, frodo, gollumKey)
+}
+
+func TestDatabaseLocked(t *testing.T) {
+	dir := t.TempDir()
+	q := open(t, dir, nil)
+	other := open(t, dir, nil)
+	hold, err := other.db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		time.Sleep(300 * time.Millisecond)
+		_ = hold.Rollback()
+	}()
+	enqueue(t, q, samKey) // waits
+	<-released
+	checkState(t, q, samKey, StateWaiting)
+}

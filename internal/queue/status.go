@@ -1,0 +1,98 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"mirror-shell/internal/inbox"
+)
+
+// Row is a job as status shows it.
+type Row struct {
+	Key
+	State  State
+	Origin inbox.Origin
+	Lag    time.Duration // age of the oldest change that the peer lacks; 0 when equal
+
+	Want, Seen, Done int64 // generations: see the package comment
+	Attempt          int   // failures since the latest success
+
+	Error  string // of the latest attempt, one line; the reason when held or dropped
+	Note   string
+	Digest string // confirmed by the latest success
+
+	Oldest, Newest time.Time // changes: the oldest that the peer lacks, the newest ever. Zero: none
+	NextTry        time.Time // zero: nothing to do, or only after a person acts
+	LastSuccess    time.Time
+	LastAttempt    time.Time
+	Created        time.Time
+	Owner          string // HOST:PID:RANDOM while running
+	Lease          time.Time
+
+	PeerPaused    bool
+	PeerDownSince time.Time // zero: reachable as far as we know
+	PeerError     string
+}
+
+func newRow(j job, p peer, now int64) Row {
+	r := Row{
+		Key: j.Key, State: stateOf(j, p, now), Origin: j.origin,
+		Want: j.want, Seen: j.seen, Done: j.done, Attempt: j.attempt,
+		Error: j.err, Note: j.note, Digest: j.digest,
+		Newest: fromMillis(j.newest), NextTry: fromMillis(nextTry(j, p, now)),
+		LastSuccess: fromMillis(j.lastSuccess), LastAttempt: fromMillis(j.lastAttempt), Created: fromMillis(j.created),
+		PeerPaused: p.paused, PeerDownSince: fromMillis(p.downSince), PeerError: p.err,
+	}
+	if j.pending() {
+		r.Oldest = fromMillis(j.oldest)
+		r.Lag = time.Duration(max(0, now-j.oldest)) * time.Millisecond
+	}
+	if j.running(now) {
+		r.Owner, r.Lease = j.owner, fromMillis(j.lease)
+	}
+	return r
+}
+
+// Filter chooses rows; an empty member matches all.
+type Filter struct {
+	Repository string
+	Peer       string
+}
+
+// Rows returns the jobs of this server, by repository and then peer.
+func (q *Queue) Rows(ctx context.Context, f Filter) ([]Row, error) {
+	tx := q.reading()
+	var rows []Row
+	err := tx.jobsWithPeers(ctx, f.Repository, f.Peer, func(j job, p peer) {
+		rows = append(rows, newRow(j, p, tx.now))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read jobs: %w", err)
+	}
+	return rows, nil
+}
+
+// Peer is what the queue knows of a peer.
+type Peer struct {
+	Name      string
+	Paused    bool
+	DownSince time.Time // zero: reachable as far as we know
+	Attempt   int       // probes that failed since then
+	RetryAt   time.Time // no probe before
+	Error     string    // why it is down, one line
+}
+
+// Peers returns the peers that ever had a job or were paused, by name.
+func (q *Queue) Peers(ctx context.Context) ([]Peer, error) {
+	list, err := q.reading().peers(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read peers: %w", err)
+	}
+	peers := make([]Peer, len(list))
+	for i, p := range list {
+		peers[i] = Peer{Name: p.name, Paused: p.paused, DownSince: fromMillis(p.downSince), Attempt: p.attempt,
+			RetryAt: fromMillis(p.retryAt), Error: p.err}
+	}
+	return peers, nil
+}

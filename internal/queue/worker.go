@@ -1,0 +1,341 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"mirror-shell/internal/inbox"
+)
+
+// ErrUnfinished is wrapped by Drain's error when it leaves while jobs still fail.
+var ErrUnfinished = errors.New("not everything could be done")
+
+// Worker moves events from the inbox to the queue and runs the jobs that are due. Queue, Inbox and
+// Run are required; the fields must not change while it works.
+type Worker struct {
+	Queue *Queue
+	Inbox *inbox.Inbox // of the same state directory as Queue
+	Run   Func
+
+	Jobs        int // runs at a time; 0: 8. Probes of peers that are down come on top, one per peer
+	JobsPerPeer int // 0: 4
+
+	Poll   time.Duration // 0: 3 s. How often to look at inbox and table without being woken
+	Linger time.Duration // 0: 10 min. How long Drain stays for jobs that only fail
+
+	Log *slog.Logger // nil: nothing is logged
+}
+
+// Serve works until ctx ends, then cancels what runs, waits for it, and returns nil. Its error
+// wraps ErrBusy when another worker holds the state directory. Nothing that happens later
+// ends it: errors of the database or the inbox are logged, and it tries again.
+func (w *Worker) Serve(ctx context.Context) error {
+	err := w.session(ctx, &loop{w: w.withDefaults(), kind: KindServe})
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// Drain works until nothing is left to do: jobs that are held, or whose peer is paused, do not
+// count. While jobs only fail, or their peers are down, it stays for their retries until Linger
+// after the last progress, which is a change that arrived or a job that did not fail; then its error wraps ErrUnfinished.
+// Its error wraps ErrBusy when another worker is at work, and is ctx's when ctx ended first.
+func (w *Worker) Drain(ctx context.Context) error {
+	l := &loop{w: w.withDefaults(), kind: KindDrain, progress: time.Now()}
+	for first := true; ; first = false {
+		err := w.session(ctx, l)
+		if errors.Is(err, ErrBusy) && !first {
+			return nil // whoever came in between has it now
+		}
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return fmt.Errorf("drain: %w", err)
+		}
+		if !l.missed(ctx) {
+			return l.unfinished(ctx)
+		}
+		l.progress = time.Now()
+	}
+}
+
+func (w *Worker) withDefaults() *Worker {
+	c := *w
+	if c.Jobs <= 0 {
+		c.Jobs = 8
+	}
+	if c.JobsPerPeer <= 0 {
+		c.JobsPerPeer = 4
+	}
+	c.Poll = orDefault(c.Poll, 3*time.Second)
+	c.Linger = orDefault(c.Linger, 10*time.Minute)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &c
+}
+
+// session works under the lock once.
+func (w *Worker) session(ctx context.Context, l *loop) error {
+	q := l.w.Queue
+	lock, err := acquire(ctx, q.stateDir, l.kind)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	waker, err := inbox.Listen(q.stateDir)
+	if err != nil {
+		l.w.Log.Error("hooks cannot wake the worker; it looks at the inbox instead", "every", l.w.Poll, "error", err)
+	} else {
+		defer waker.Close() // before the lock goes: the socket is the holder's
+		l.wake = waker.C
+	}
+	if err := l.w.Inbox.Replay(); err != nil {
+		l.w.Log.Error("events of an earlier worker were not put back", "error", err)
+	}
+	l.run(ctx)
+	return nil
+}
+
+// loop is one goroutine that owns the state of a worker; runs are goroutines beside it that report to
+// ended.
+type loop struct {
+	w    *Worker
+	kind string
+	wake <-chan struct{}
+
+	ended   chan ending
+	jobs    int // running, without probes
+	probes  int
+	trouble int // turns in a row that met an error of inbox or database
+
+	// Of a drain only:
+	progress time.Time // the latest
+	changes  int64     // recorded in the table, ever, when it last looked
+	left     []string  // events in the inbox when it decided to go
+	gaveUp   bool      // it went because of Linger
+}
+
+func (l *loop) run(ctx context.Context) {
+	l.ended = make(chan ending)
+	for ctx.Err() == nil {
+		err := l.ingest(ctx)
+		if !l.lingered() { // a drain that is about to give up starts nothing more
+			err = errors.Join(err, l.dispatch(ctx))
+		}
+		l.note(ctx, err)
+		if l.kind == KindDrain && l.mayLeave(ctx) {
+			break
+		}
+		l.wait(ctx, l.pause(ctx))
+	}
+	for l.jobs+l.probes > 0 { // told to stop: their contexts have ended with ours
+		l.collect(<-l.ended)
+	}
+}
+
+// note logs the trouble of a turn, and counts it to slow down.
+func (l *loop) note(ctx context.Context, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		l.trouble = 0
+	default:
+		l.trouble++
+		l.w.Log.Error("the queue has a problem; events stay in the inbox, trying again", "error", err)
+	}
+}
+
+// ingest moves everything in the inbox to the table.
+func (l *loop) ingest(ctx context.Context) error {
+	for ctx.Err() == nil {
+		n, err := l.w.Inbox.Take(func(events []inbox.Event) error {
+			_, err := l.w.Queue.Enqueue(ctx, changesOf(events))
+			return err
+		})
+		if n > 0 {
+			l.progress = time.Now()
+		}
+		if errors.Is(err, inbox.ErrBad) { // it is out of the way now
+			l.w.Log.Error("something in the inbox is not an event", "error", err)
+		} else if err != nil {
+			return err
+		}
+		if n == 0 {
+			return nil
+		}
+	}
+	return nil
+}
+
+// changesOf gives each peer of each event its own change.
+func changesOf(events []inbox.Event) []Change {
+	var changes []Change
+	for _, e := range events {
+		for _, peer := range e.Peers {
+			changes = append(changes, Change{Key: Key{e.Repository, peer}, Origin: e.Origin, Time: e.Time})
+		}
+	}
+	return changes
+}
+
+func (l *loop) limits() limits {
+	return limits{perPeer: l.w.JobsPerPeer, probesOnly: l.jobs >= l.w.Jobs}
+}
+
+// dispatch starts whatever is due and has room.
+func (l *loop) dispatch(ctx context.Context) error {
+	for ctx.Err() == nil {
+		c, err := l.w.Queue.claim(ctx, l.limits())
+		if c == nil || err != nil {
+			return err
+		}
+		if c.Probe {
+			l.probes++
+		} else {
+			l.jobs++
+		}
+		go func() { l.ended <- l.w.Queue.execute(ctx, c, l.w.Run) }() // run's last loop, or wait, receives
+	}
+	return nil
+}
+
+// collect takes note of a run's end.
+func (l *loop) collect(e ending) {
+	if e.claim.Probe {
+		l.probes--
+	} else {
+		l.jobs--
+	}
+	switch e.result.state {
+	case StateOK, StateDropped, StateHeld:
+		l.progress = time.Now()
+	}
+	log := l.w.Log.With("repository", e.claim.Repository, "peer", e.claim.Peer)
+	switch {
+	case e.lost != nil:
+		log.Error("a result could not be recorded; the job runs again", "result", e.result.state, "error", e.lost)
+	case !e.current:
+		log.Warn("a run ended after its lease; its result does not count", "result", e.result.state)
+	case e.result.state == StateOK:
+		log.Info("equal", "digest", e.result.Digest, "note", e.result.Note)
+	case e.result.state == stateReleased:
+		log.Info("stopped before its end")
+	default:
+		var p *panicError
+		if errors.As(e.err, &p) {
+			log = log.With("stack", string(p.stack))
+		}
+		log.Warn("not equal", "state", e.result.state, "attempt", e.claim.Attempt+1, "error", e.err)
+	}
+}
+
+// wait sleeps until something happens, and collects every run that ended meanwhile.
+func (l *loop) wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-l.wake:
+	case e := <-l.ended:
+		l.collect(e)
+	}
+	for {
+		select {
+		case e := <-l.ended:
+			l.collect(e)
+		default:
+			return
+		}
+	}
+}
+
+// troublePause is the first pause after an error; it doubles up to the thirtyfold.
+const troublePause = time.Second
+
+// pause is how long to sleep if nothing happens.
+func (l *loop) pause(ctx context.Context) time.Duration {
+	if l.trouble > 0 {
+		return min(troublePause<<min(l.trouble-1, 5), 30*troublePause)
+	}
+	d := l.w.Poll
+	if l.lingered() {
+		return d // only the end of what runs matters
+	}
+	if at, ok, err := l.w.Queue.nextRun(ctx, l.limits()); err == nil && ok {
+		d = min(d, at.Sub(l.w.Queue.clock()))
+	}
+	if l.kind == KindDrain {
+		d = min(d, l.w.Linger-time.Since(l.progress))
+	}
+	return max(d, time.Millisecond)
+}
+
+// lingered reports whether a drain has seen no progress for too long.
+func (l *loop) lingered() bool {
+	return l.kind == KindDrain && time.Since(l.progress) >= l.w.Linger
+}
+
+// mayLeave decides whether a drain ends here.
+func (l *loop) mayLeave(ctx context.Context) bool {
+	if l.jobs+l.probes > 0 {
+		return false
+	}
+	var err error
+	if l.left, err = l.w.Inbox.List(); err == nil {
+		var pending int
+		var changes int64
+		pending, changes, err = l.w.Queue.reading().pending(ctx)
+		if changes > l.changes {
+			l.changes, l.progress = changes, time.Now()
+		}
+		if err == nil && pending == 0 && len(l.left) == 0 {
+			l.gaveUp = false
+			return true
+		}
+	}
+	l.gaveUp = l.lingered()
+	return l.gaveUp
+}
+
+// missed reports whether something came for a drain that has just let go of its lock: a hook whose ring
+// it did not hear any more, or whose own drain found it still there, relies on this look.
+func (l *loop) missed(ctx context.Context) bool {
+	now, err := l.w.Inbox.List()
+	if err != nil {
+		return false
+	}
+	for _, name := range now {
+		if !slices.Contains(l.left, name) {
+			return true
+		}
+	}
+	if _, changes, err := l.w.Queue.reading().pending(ctx); err != nil || changes > l.changes {
+		return err == nil
+	}
+	if l.gaveUp {
+		return false // what is due now would only fail again
+	}
+	due, err := l.w.Queue.due(ctx, limits{perPeer: l.w.JobsPerPeer})
+	return err == nil && due
+}
+
+// unfinished is Drain's verdict.
+func (l *loop) unfinished(ctx context.Context) error {
+	n, _, err := l.w.Queue.reading().pending(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("drain: %w: %w", ErrUnfinished, err)
+	case n > 0 || len(l.left) > 0:
+		return fmt.Errorf("drain: %w: %d jobs still fail and %d events could not be read; `serve` or a timer must try again",
+			ErrUnfinished, n, len(l.left))
+	}
+	return nil
+}

@@ -1,0 +1,239 @@
+// Package refset remembers, durably, what the refs of a mirroring destination
+// were when we last had to do with them.
+//
+// A master may overwrite on a peer only what it put there itself: a value that
+// somebody else pushed to the peer must be kept, not flattened. What a peer
+// advertises alone cannot tell the two apart. So two sets are kept for each
+// repository and peer:
+//
+//   - confirmed: the value each ref was last known to have there;
+//   - being sent: values that a push was about to set. They are written before the push
+//     begins, since a push that is cut off may still have been applied, or be
+//     applied later by a peer that is slow to notice.
+//
+// A peer's value in either set is ours. One in neither is divergent, unless our own
+// refs contain it. Both sets are a cache of the truth at the destination: losing
+// them costs caution (values look foreign), never data.
+//
+// # The file
+//
+// STATE_DIR/peers/PEER/REPOSITORY.refs, both names percent-escaped as a URL path segment,
+// one append-only text file, so that one ref among 50,000 costs a line and not four megabytes:
+//
+//	= VALUE REF LF    the peer has this value; all earlier lines of REF are superseded
+//	> VALUE REF LF    this value is being sent; adds to what is known of REF
+//
+// VALUE is an object id of 40 or 64 lower-case hex digits, all zeros for "absent"
+// (after =) or "being deleted" (after >). REF is a full ref name. The pseudo-ref HEAD
+// may also have the value ref:NAME, a symbolic ref to NAME, or !ref:NAME, a target that the
+// peer could not be given.
+//
+// A last line without its LF was torn by a crash; it is ignored and cut off before the
+// next append. Any other line that does not fit is an error, a *CorruptError: nothing is guessed. The file is
+// rewritten (temporary file, fsync, rename, fsync of the directory) when it has more than
+// twice the lines it needs and a thousand.
+//
+// There is no locking: whoever uses a Log holds the lock of (repository, peer).
+package refset
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+)
+
+// Entry is a ref and its value, in the grammar of the file.
+type Entry struct {
+	Ref string
+	OID string // 40 or 64 hex digits, zeros for absent; for HEAD also ref:NAME or !ref:NAME
+}
+
+// CorruptError is a line of the file that cannot be understood. Without the
+// file, the peer's values count as not ours until they are confirmed again.
+type CorruptError struct {
+	Path   string
+	Line   int // from 1
+	Reason string
+}
+
+func (e *CorruptError) Error() string {
+	return fmt.Sprintf("%s:%d: %s; move the file away to begin a new record of that peer's refs", e.Path, e.Line, e.Reason)
+}
+
+// Log is the memory of one repository at one peer.
+type Log struct {
+	path  string
+	known map[string]*known
+
+	f         *os.File // open for writing since the first append, else nil
+	size      int64    // bytes of whole lines; the next append begins here
+	longer    bool     // the file may be longer than size: a torn line, a failed append
+	lines     int      // in the file
+	dirSynced bool     // the file's directory entry is durable
+
+	spare        int   // superfluous lines that are not worth a compaction
+	compactAfter int   // lines in the file before compaction is tried again
+	compactErr   error // of the last attempt
+}
+
+// known is what one ref's lines amount to. Neither field set: the ref is not kept at all.
+type known struct {
+	confirmed string   // "" where absent or never seen
+	sending   []string // in order, each once; zero for a deletion
+}
+
+// Open loads the log at path. Where there is none, an empty one is created at the first
+// append, with its directories. Errors: a *CorruptError for a line that makes no
+// sense, or what reading the file gave.
+func Open(path string) (*Log, error) {
+	l := &Log{path: path, known: map[string]*known{}, spare: spareLines}
+	f, err := os.Open(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return l, nil
+	case err != nil:
+		return nil, fmt.Errorf("open record of peer's refs: %w", err)
+	}
+	defer f.Close()
+	if err := l.load(f); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// maxLine bounds a line, in bytes. Git's protocol has none longer than 65,516.
+const maxLine = 1 << 17
+
+func (l *Log) load(r io.Reader) error {
+	in := bufio.NewReaderSize(r, maxLine)
+	for {
+		line, err := in.ReadSlice('\n')
+		switch {
+		case err == io.EOF:
+			l.longer = len(line) > 0
+			return nil
+		case errors.Is(err, bufio.ErrBufferFull):
+			return l.corrupt("the line is too long")
+		case err != nil:
+			return fmt.Errorf("read record of peer's refs %s: %w", l.path, err)
+		}
+		mark, e, ok := parseLine(string(line[:len(line)-1]))
+		if !ok {
+			return l.corrupt(fmt.Sprintf("%.200q is not a line of this file", bytes.TrimSuffix(line, []byte("\n"))))
+		}
+		l.apply(mark, e)
+		l.size += int64(len(line))
+		l.lines++
+	}
+}
+
+func (l *Log) corrupt(reason string) error {
+	return &CorruptError{Path: l.path, Line: l.lines + 1, Reason: reason}
+}
+
+// The two kinds of lines.
+const (
+	confirmed = '='
+	sending   = '>'
+)
+
+func parseLine(line string) (mark byte, e Entry, ok bool) {
+	if len(line) < 2 || line[0] != confirmed && line[0] != sending || line[1] != ' ' {
+		return 0, Entry{}, false
+	}
+	oid, ref, ok := strings.Cut(line[2:], " ")
+	e = Entry{Ref: ref, OID: oid}
+	return line[0], e, ok && e.valid()
+}
+
+func formatLine(mark byte, e Entry) string {
+	return string(mark) + " " + e.OID + " " + e.Ref + "\n"
+}
+
+// valid holds for what can be written and read back as the same entry. Whether a ref name
+// is one that git allows is for those to check who got it from outside.
+func (e Entry) valid() bool {
+	if e.Ref != "HEAD" && !strings.HasPrefix(e.Ref, "refs/") || !word(e.Ref) {
+		return false
+	}
+	target, symbolic := strings.CutPrefix(strings.TrimPrefix(e.OID, "!"), "ref:")
+	if symbolic {
+		return e.Ref == "HEAD" && strings.HasPrefix(target, "refs/") && word(target)
+	}
+	return isHex(e.OID) && (len(e.OID) == 40 || len(e.OID) == 64)
+}
+
+// word holds for names that stay one field of one line and fit a pkt-line.
+func word(s string) bool {
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] == 0x7f {
+			return false
+		}
+	}
+	return s != "refs/" && len(s) < 1<<16
+}
+
+func isHex(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') }) < 0
+}
+
+func isZero(oid string) bool { return strings.Trim(oid, "0") == "" }
+
+// apply makes known what a line says.
+func (l *Log) apply(mark byte, e Entry) {
+	k := l.known[e.Ref]
+	switch {
+	case mark == confirmed && isZero(e.OID):
+		// Absent is forgotten: of thousands of short-lived branches nothing
+		// is to remain, and a ref that is not there holds nothing to lose.
+		delete(l.known, e.Ref)
+	case mark == confirmed:
+		l.known[e.Ref] = &known{confirmed: e.OID}
+	case k == nil:
+		l.known[e.Ref] = &known{sending: []string{e.OID}}
+	case !slices.Contains(k.sending, e.OID):
+		k.sending = append(k.sending, e.OID)
+	}
+}
+
+// changes reports whether a line would tell anything new.
+func (l *Log) changes(mark byte, e Entry) bool {
+	k := l.known[e.Ref]
+	switch {
+	case k == nil:
+		return mark == sending || !isZero(e.OID)
+	case mark == confirmed:
+		return len(k.sending) > 0 || k.confirmed != e.OID
+	}
+	return k.confirmed != e.OID && !slices.Contains(k.sending, e.OID)
+}
+
+// Confirmed returns the value the ref was last known to have at the peer. ok is
+// false when it was absent then, or nothing is known.
+func (l *Log) Confirmed(ref string) (oid string, ok bool) {
+	k := l.known[ref]
+	if k == nil || k.confirmed == "" {
+		return "", false
+	}
+	return k.confirmed, true
+}
+
+// Ours reports whether the ref having this value at the peer is our doing: the
+// value is confirmed or being sent. Of a zero oid (the ref is not there) it says
+// whether that is as it should be: nothing was confirmed, or a deletion is being sent.
+func (l *Log) Ours(ref, oid string) bool {
+	k := l.known[ref]
+	if k == nil {
+		return isZero(oid)
+	}
+	if k.confirmed == oid || k.confirmed == "" && isZero(oid) {
+		return true
+	}
+	return slices.Contains(k.sending, oid)
+}

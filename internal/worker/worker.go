@@ -1,0 +1,183 @@
+// Package worker is mirrord: the commands that need the jobs table or push to
+// peers, and the daemon. It is where the queue, which knows no peers, and the
+// peers, which know no queue, meet (see job).
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"mirror-shell/internal/cli"
+	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/queue"
+	"mirror-shell/internal/refset"
+	"mirror-shell/mirrorcfg"
+	"mirror-shell/peer"
+)
+
+// Run carries out the commands of mirrord.
+func Run(ctx context.Context, p *cli.Program) error {
+	switch p.Command {
+	case "demo":
+		return demo(ctx, p)
+	case "demo-ssh":
+		return demoSSH(ctx, p)
+	}
+	server, err := p.Server()
+	if err != nil {
+		return err
+	}
+	c := &command{Program: p, server: server}
+	switch p.Command {
+	case "serve":
+		return c.serve(ctx)
+	case "drain":
+		return c.drain(ctx)
+	case "request-push":
+		if !p.RequestPush.FG {
+			return cli.Light(ctx, p)
+		}
+		return c.pushNow(ctx)
+	case "doctor":
+		return c.doctor(ctx)
+	}
+	if c.queue, err = openQueue(ctx, server); err != nil {
+		return err
+	}
+	defer c.queue.Close()
+	switch p.Command {
+	case "sync":
+		return c.sync(ctx)
+	case "await":
+		return c.await(ctx)
+	case "status":
+		return c.status(ctx)
+	case "pause":
+		return c.pause(ctx)
+	case "resume":
+		return c.resume(ctx)
+	case "forget":
+		return c.forget(ctx)
+	}
+	return cli.Light(ctx, p)
+}
+
+// command is one run of a mirrord command.
+type command struct {
+	*cli.Program
+	server *mirrorcfg.Server
+	queue  *queue.Queue
+}
+
+func openQueue(ctx context.Context, server *mirrorcfg.Server) (*queue.Queue, error) {
+	return queue.Open(ctx, queue.Options{
+		StateDir: server.StateDir, URL: server.Queue.URL, Server: server.Hostname,
+		RetryMax: time.Duration(server.Worker.RetryMax),
+	})
+}
+
+// job returns what the queue runs: one peer.Sync, its errors in the queue's
+// terms. What a peer says on the way goes to say.
+func job(server *mirrorcfg.Server, say io.Writer) queue.Func {
+	return func(ctx context.Context, j queue.Job) (queue.Result, error) {
+		out, err := peer.Sync(ctx, server, peer.Job{
+			Repository: j.Repository, Peer: j.Peer, Listed: j.Origin == inbox.OriginList,
+		}, say)
+		return queue.Result{Digest: out.Digest, Note: out.Note}, inQueueTerms(err)
+	}
+}
+
+// inQueueTerms adds the queue's sentinel to a peer's. A job that is held in part
+// and failed in part waits for a person, who sees both.
+func inQueueTerms(err error) error {
+	for _, pair := range []struct{ ours, theirs error }{
+		{peer.ErrHeld, queue.ErrHeld}, {peer.ErrDropped, queue.ErrDropped}, {peer.ErrUnreachable, queue.ErrPeerDown},
+	} {
+		if errors.Is(err, pair.ours) {
+			return &termed{err, pair.theirs}
+		}
+	}
+	return err
+}
+
+// termed is an error that also is a sentinel, without saying so twice.
+type termed struct {
+	error
+	sentinel error
+}
+
+func (t *termed) Unwrap() []error { return []error{t.error, t.sentinel} }
+
+// pushNow is request-push -fg: one push in this process.
+func (c *command) pushNow(ctx context.Context) error {
+	server, peers, err := c.PushTargets(ctx)
+	if err != nil {
+		return err
+	}
+	if len(peers) != 1 {
+		return cli.Usage{Message: fmt.Sprintf("-fg needs exactly one peer, not %d (%s)", len(peers), strings.Join(peers, " "))}
+	}
+	if c.queue, err = openQueue(ctx, server); err != nil {
+		return err
+	}
+	defer c.queue.Close()
+	key := queue.Key{Repository: c.RequestPush.Repo, Peer: peers[0]}
+	fmt.Fprintf(c.Stderr, "%s ==== (%s) ===> %s\n", server.Hostname, key.Repository, key.Peer)
+	result, err := c.queue.RunNow(ctx, key, inbox.OriginExplicit, job(server, c.Stderr))
+	if err != nil {
+		return err
+	}
+	note := ""
+	if result.Note != "" {
+		note = " (" + result.Note + ")"
+	}
+	fmt.Fprintf(c.Stderr, "%s on %s is equal%s\n", key.Repository, key.Peer, note)
+	return nil
+}
+
+func (c *command) pause(ctx context.Context) error {
+	if err := mirrorcfg.CheckHost(c.Pause.Name); err != nil {
+		return err
+	}
+	if err := c.queue.Pause(ctx, c.Pause.Name); err != nil {
+		return err
+	}
+	fmt.Fprintf(c.Stdout, "%s is paused: what is to be pushed to it waits for mirror-shell resume %s\n", c.Pause.Name, c.Pause.Name)
+	return nil
+}
+
+func (c *command) resume(ctx context.Context) error {
+	if err := mirrorcfg.CheckHost(c.Resume.Name); err != nil {
+		return err
+	}
+	if err := c.queue.Resume(ctx, c.Resume.Name); err != nil {
+		return err
+	}
+	fmt.Fprintf(c.Stdout, "%s is resumed\n", c.Resume.Name)
+	return c.wake()
+}
+
+// forget removes what is remembered of a repository; also of one that is gone.
+func (c *command) forget(ctx context.Context) error {
+	name, err := mirrorcfg.CleanRepo(c.Forget.Repo)
+	if err != nil {
+		return err
+	}
+	n, err := c.queue.Forget(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := refset.Remove(c.server.StateDir, name); err != nil {
+		return err
+	}
+	fmt.Fprintf(c.Stdout, "%s: %d jobs forgotten; the repository was not touched\n", name, n)
+	return nil
+}
+
+// logger writes to w in the form of the log file.
+func logger(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }

@@ -1,0 +1,127 @@
+// Package peer makes copies of repositories equal to the master's.
+//
+// A peer is anything a repository can be mirrored to, by name. Sync is the one
+// entrance: it takes the lock for (repository, peer), reads the repository's
+// configuration again, because a job may have waited, and hands over to the
+// kind of peer that the name stands for (Open). Kinds share nothing but the Peer
+// interface and the errors below; how an ssh peer works is told in ssh.go.
+//
+// A peer's copy is the truth about itself: what we remember of it (the sets of
+// refs that were confirmed, and those that are being sent) only decides whether
+// a value over there may be overwritten.
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/refset"
+	"mirror-shell/mirrorcfg"
+)
+
+// A failed Sync wraps one of these where the caller can do better than try
+// again later.
+var (
+	// ErrUnreachable: nobody answered, or we were not let in. It concerns
+	// every repository of that peer.
+	ErrUnreachable = errors.New("cannot be reached")
+	// ErrHeld: going on might destroy something; a person has to look.
+	ErrHeld = errors.New("held")
+	// ErrDropped: the job has no reason any more.
+	ErrDropped = errors.New("dropped")
+)
+
+// Source is the repository to make equal, as it is configured now.
+type Source struct {
+	Config *mirrorcfg.Repo
+	Repo   git.Repo
+}
+
+// Outcome is what a Sync that did not fail has to tell.
+type Outcome struct {
+	Digest string // of our mirrored refs, which the peer's now equal
+	Note   string // what did not travel although nothing failed, one line
+}
+
+// Peer is one kind of destination.
+type Peer interface {
+	// Sync makes the peer's copy equal to src and returns nil only when it
+	// is. While it works it tells people what happens through say, in lines.
+	// The caller holds the lock for (src, peer).
+	Sync(ctx context.Context, src Source, say io.Writer) (Outcome, error)
+}
+
+// Open returns the peer of that name.
+func Open(server *mirrorcfg.Server, name string) (Peer, error) {
+	if err := mirrorcfg.CheckHost(name); err != nil {
+		return nil, err
+	}
+	switch kind := server.Peers[name].Kind; kind {
+	case "", "ssh":
+		return &sshPeer{
+			name: name, hostname: server.Hostname, stateDir: server.StateDir,
+			stall: time.Duration(server.Worker.StallTimeout), transport: OpenSSH{},
+		}, nil
+	default:
+		return nil, fmt.Errorf("peer %s: kind %q is not available in this version: take [peer.%s] out of %s", name, kind, name, server.File)
+	}
+}
+
+// Job says which copy to make equal.
+type Job struct {
+	Repository, Peer string
+	// Listed is true when the job exists because a list names the peer: it is
+	// dropped when no list does any more.
+	Listed bool
+}
+
+// Sync makes job.Peer's copy of job.Repository equal, alone among this server's
+// processes. Errors may wrap the sentinels above, mirrorcfg.ErrNoRepo, or a
+// context's error.
+func Sync(ctx context.Context, server *mirrorcfg.Server, job Job, say io.Writer) (Outcome, error) {
+	unlock, err := lock(ctx, server.StateDir, job)
+	if err != nil {
+		return Outcome{}, err
+	}
+	defer unlock()
+	cfg, repo, err := server.OpenRepo(ctx, job.Repository)
+	if errors.Is(err, mirrorcfg.ErrNoRepo) {
+		return Outcome{}, fmt.Errorf("%w: put it back, or run: mirror-shell forget %s", err, job.Repository)
+	}
+	if err != nil {
+		return Outcome{}, err
+	}
+	if role := cfg.Role(server.Hostname); role != mirrorcfg.Master {
+		return Outcome{}, fmt.Errorf("%w: %s is not the master of %s (%s here)", ErrDropped, server.Hostname, cfg.Name, role)
+	}
+	if job.Listed && !cfg.Listed(server.Hostname, job.Peer) {
+		return Outcome{}, fmt.Errorf("%w: no list of %s names %s any more", ErrDropped, cfg.Name, job.Peer)
+	}
+	p, err := Open(server, job.Peer)
+	if err != nil {
+		return Outcome{}, err
+	}
+	return p.Sync(ctx, Source{Config: cfg, Repo: repo}, say)
+}
+
+// lock waits for the lock file of (repository, peer) and returns its release.
+// The file stays: unlinking it would let two holders in.
+func lock(ctx context.Context, stateDir string, job Job) (func(), error) {
+	path := refset.Path(stateDir, job.Repository, job.Peer) + ".lock"
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("lock for %s on %s: %w", job.Repository, job.Peer, err)
+	}
+	l := flock.New(path, flock.SetPermissions(0o600))
+	if _, err := l.TryLockContext(ctx, 50*time.Millisecond); err != nil {
+		return nil, fmt.Errorf("lock for %s on %s: %w", job.Repository, job.Peer, err)
+	}
+	return func() { l.Close() }, nil
+}

@@ -1,0 +1,157 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"sync/atomic"
+	"time"
+
+	"mirror-shell/internal/proc"
+)
+
+// Transport runs one command on a server and gives its streams. It is the seam
+// between what is said to a peer and how the peer is reached.
+type Transport interface {
+	// Open starts command on host. What the far side writes to its standard
+	// error goes to stderr. The stream ends when ctx does.
+	Open(ctx context.Context, host, command string, stderr io.Writer) (Stream, error)
+}
+
+// Stream is a running command: Read gets its standard output, Write goes to its
+// standard input.
+type Stream interface {
+	io.ReadWriter
+	// CloseWrite ends the command's input.
+	CloseWrite() error
+	// Wait returns how the command ended; everything must have been read. The
+	// error wraps ErrUnreachable when it was the connection that failed.
+	Wait() error
+}
+
+// OpenSSH reaches peers with the ssh program, so that the account's ssh_config
+// (host aliases, keys, jump hosts) and known_hosts apply.
+type OpenSSH struct{}
+
+// Open implements Transport.
+func (OpenSSH) Open(ctx context.Context, host, command string, stderr io.Writer) (Stream, error) {
+	tail := &proc.Tail{}
+	cmd := proc.Command(ctx, proc.Env("LC_ALL=C"), proc.SSH(host, command)...)
+	cmd.Stderr = io.MultiWriter(tail, stderr)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("%w: start ssh: %w", ErrUnreachable, err)
+	}
+	return &sshStream{stdin, stdout, cmd, tail}, nil
+}
+
+type sshStream struct {
+	io.WriteCloser
+	io.Reader
+	cmd  *exec.Cmd
+	tail *proc.Tail
+}
+
+func (s *sshStream) CloseWrite() error { return s.WriteCloser.Close() }
+
+// sshFailed is ssh's own exit status for a connection that could not be made or
+// was lost; the far side's command keeps the others.
+const sshFailed = 255
+
+func (s *sshStream) Wait() error {
+	err := s.cmd.Wait()
+	if err == nil {
+		return nil
+	}
+	err = &proc.Error{Program: "ssh", Stderr: proc.OneLine(s.tail.String(), 400), Err: err}
+	if code := proc.ExitCode(err); code == sshFailed {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	return err
+}
+
+// pulse cancels a context when nothing has moved for a while. The measure is
+// bytes, not total time: a push of many gigabytes may take hours, a dead
+// connection must not take one.
+type pulse struct {
+	last   atomic.Int64
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+}
+
+// errStalled is the cause of a context that a pulse cancelled.
+var errStalled = errors.New("stalled")
+
+// watch returns a context that ends, with a cause that says so, after nothing
+// beat for limit; stop must be called.
+func watch(ctx context.Context, limit time.Duration) (context.Context, *pulse) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	p := &pulse{cancel: cancel, done: make(chan struct{})}
+	p.beat()
+	go func() {
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		for {
+			select {
+			case <-p.done:
+				return
+			case <-timer.C:
+			}
+			idle := time.Since(time.Unix(0, p.last.Load()))
+			if idle >= limit {
+				cancel(fmt.Errorf("%w: nothing moved for %s (worker.stall_timeout)", errStalled, limit))
+				return
+			}
+			timer.Reset(limit - idle)
+		}
+	}()
+	return ctx, p
+}
+
+func (p *pulse) beat() { p.last.Store(time.Now().UnixNano()) }
+
+func (p *pulse) stop() {
+	close(p.done)
+	p.cancel(nil)
+}
+
+// beating counts every byte that moves through it as a beat.
+type beating struct {
+	Stream
+	pulse *pulse
+}
+
+func (b beating) Read(p []byte) (int, error) {
+	n, err := b.Stream.Read(p)
+	b.pulse.beat()
+	return n, err
+}
+
+// Write goes in small steps: one large Write into a slow connection would look
+// like a stall.
+func (b beating) Write(p []byte) (n int, err error) {
+	for len(p) > 0 && err == nil {
+		var m int
+		m, err = b.Stream.Write(p[:min(len(p), 32<<10)])
+		b.pulse.beat()
+		n, p = n+m, p[m:]
+	}
+	return n, err
+}
+
+// beatWriter counts what is written to it as a beat and drops it.
+type beatWriter struct{ pulse *pulse }
+
+func (b beatWriter) Write(p []byte) (int, error) {
+	b.pulse.beat()
+	return len(p), nil
+}

@@ -1,0 +1,124 @@
+package shell
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"mirror-shell/mirrorcfg"
+)
+
+// Verb is what a client asks for.
+type Verb string
+
+const (
+	Info          Verb = "info"
+	ReceivePack   Verb = "git-receive-pack"
+	UploadPack    Verb = "git-upload-pack"
+	UploadArchive Verb = "git-upload-archive"
+	RequestPush   Verb = "request-push"
+	MirrorMeta    Verb = "mirror-meta"
+	// RedirectedPush is a user's push that a slave passes on to the master:
+	// USER=alice SOC=git-receive-pack 'REPO'.
+	RedirectedPush Verb = "USER="
+)
+
+// peerVerbs are announced by `info --json`.
+var peerVerbs = []Verb{Info, ReceivePack, UploadPack, RequestPush, RedirectedPush, MirrorMeta}
+
+// Request is one parsed command. Repo and User have passed their grammars.
+type Request struct {
+	Verb Verb
+	Repo string // "" for Info
+	User string // RedirectedPush only
+	JSON bool   // Info only
+	Back bool   // Info only: also try the way back to the asking peer
+}
+
+// maxCommand is far above the longest valid command: a verb and a name.
+const maxCommand = 1024
+
+// Parse reads SSH_ORIGINAL_COMMAND. Nothing here is interpreted by a shell, so
+// there is one way to write each command: the verb, one space, and the
+// repository, in single quotes (as git sends it) or without.
+func Parse(command string) (Request, error) {
+	if err := checkText(command); err != nil {
+		return Request{}, err
+	}
+	verb, rest, _ := strings.Cut(command, " ")
+	if verb == "git" { // newer clients may send "git receive-pack 'x'"
+		sub, arg, _ := strings.Cut(rest, " ")
+		verb, rest = "git-"+sub, arg
+	}
+	switch {
+	case command == "" || verb == string(Info):
+		return parseInfo(rest)
+	case strings.HasPrefix(verb, string(RedirectedPush)):
+		return parseRedirected(strings.TrimPrefix(verb, string(RedirectedPush)), rest)
+	}
+	switch v := Verb(verb); v {
+	case ReceivePack, UploadPack, UploadArchive, RequestPush, MirrorMeta:
+		repo, err := parseRepo(rest)
+		return Request{Verb: v, Repo: repo}, err
+	}
+	return Request{}, fmt.Errorf("unknown command %.60q: send info, or push and fetch with git", command)
+}
+
+// checkText refuses what no valid command contains before anything looks at it.
+func checkText(command string) error {
+	switch {
+	case len(command) > maxCommand:
+		return fmt.Errorf("command of %d bytes is too long", len(command))
+	case !utf8.ValidString(command):
+		return errors.New("command is not valid UTF-8")
+	case strings.ContainsFunc(command, unicode.IsControl):
+		return errors.New("command contains control characters")
+	}
+	return nil
+}
+
+func parseInfo(options string) (Request, error) {
+	req := Request{Verb: Info}
+	for _, word := range strings.Fields(options) {
+		switch word {
+		case "--json":
+			req.JSON = true
+		case "--back":
+			req.Back = true
+		default:
+			return Request{}, fmt.Errorf("info does not take %.60q: send info or info --json", word)
+		}
+	}
+	return req, nil
+}
+
+func parseRedirected(user, rest string) (Request, error) {
+	if err := mirrorcfg.CheckUser(user); err != nil {
+		return Request{}, err
+	}
+	arg, ok := strings.CutPrefix(rest, "SOC="+string(ReceivePack)+" ")
+	if !ok {
+		return Request{}, errors.New("only git-receive-pack can be redirected")
+	}
+	repo, err := parseRepo(arg)
+	return Request{Verb: RedirectedPush, User: user, Repo: repo}, err
+}
+
+// parseRepo reads the one argument. A URL of the form ssh://host/name sends the
+// name with a leading slash, which is dropped.
+func parseRepo(arg string) (string, error) {
+	if arg == "" {
+		return "", errors.New("no repository named")
+	}
+	if inner, ok := strings.CutPrefix(arg, "'"); ok {
+		if arg, ok = strings.CutSuffix(inner, "'"); !ok {
+			return "", fmt.Errorf("%.60q: unbalanced quote", inner)
+		}
+	}
+	if strings.HasPrefix(arg, "-") {
+		return "", fmt.Errorf("%.60q: options are not allowed", arg)
+	}
+	return mirrorcfg.CleanRepo(strings.TrimPrefix(arg, "/"))
+}

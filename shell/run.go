@@ -1,0 +1,233 @@
+package shell
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/proc"
+	"mirror-shell/mirrorcfg"
+)
+
+// Session is one authenticated client with its streams.
+type Session struct {
+	Server *mirrorcfg.Server
+	// Mirrord is the path of the worker program, which runs foreground pushes.
+	Mirrord     string
+	GitProtocol string // the client's GIT_PROTOCOL
+	Command     string // SSH_ORIGINAL_COMMAND
+	From        string // the client's address, for the log
+	Stdin       io.Reader
+	Stdout      io.Writer
+	Stderr      io.Writer
+	Log         *slog.Logger
+	// Exec runs a program as the rest of the session and returns its exit
+	// status. Under sshd it replaces this process and does not return.
+	Exec func(ctx context.Context, env []string, argv ...string) (int, error)
+}
+
+// ServePeer carries out the command of a peer and returns the exit status.
+func (s *Session) ServePeer(ctx context.Context, peer Peer) int {
+	who := "peer " + peer.name
+	req, facts, repo, err := s.prepare(ctx)
+	if err != nil {
+		return s.refuse(who, err)
+	}
+	d := DecidePeer(facts, peer, req)
+	env := []string{mirrorcfg.EnvPeer + "=" + peer.name}
+	if d.User.name != "" { // a redirected push is the user's, and has the user's rights
+		env = []string{mirrorcfg.EnvUser + "=" + d.User.name}
+	}
+	return s.run(ctx, who, d, req, facts, repo, env, peer.name)
+}
+
+// ServeUser carries out the command of a user and returns the exit status.
+func (s *Session) ServeUser(ctx context.Context, user User) int {
+	who := "user " + user.name
+	req, facts, repo, err := s.prepare(ctx)
+	if err != nil {
+		return s.refuse(who, err)
+	}
+	env := []string{mirrorcfg.EnvUser + "=" + user.name}
+	return s.run(ctx, who, DecideUser(facts, user, req), req, facts, repo, env, user.name)
+}
+
+// prepare parses the command and looks up what the decision needs.
+func (s *Session) prepare(ctx context.Context) (Request, Facts, git.Repo, error) {
+	facts := Facts{Hostname: s.Server.Hostname}
+	req, err := Parse(s.Command)
+	if err != nil || req.Repo == "" {
+		return req, facts, git.Repo{}, err
+	}
+	cfg, repo, err := s.Server.OpenRepo(ctx, req.Repo)
+	if errors.Is(err, mirrorcfg.ErrNoRepo) {
+		return req, facts, git.Repo{}, nil
+	}
+	facts.Repo = cfg
+	return req, facts, repo, err
+}
+
+// refuse tells the client and the log, and returns exit status 1.
+func (s *Session) refuse(who string, reason error) int {
+	fmt.Fprintf(s.Stderr, "fatal: %s\n", proc.OneLine(reason.Error(), 400))
+	s.Log.Warn("refused", "who", who, "from", s.From, "command", fmt.Sprintf("%.200q", s.Command), "reason", reason.Error())
+	return 1
+}
+
+func (s *Session) run(ctx context.Context, who string, d Decision, req Request, facts Facts, repo git.Repo, env []string, name string) int {
+	if d.Action == Refuse {
+		return s.refuse(who, errors.New(d.Message))
+	}
+	if err := s.authorize(ctx, d, req); err != nil {
+		return s.refuse(who, err)
+	}
+	if d.Message != "" {
+		fmt.Fprintln(s.Stderr, d.Message)
+	}
+	s.Log.Info("accepted", "who", who, "from", s.From, "verb", string(req.Verb), "repository", req.Repo, "user", d.User.name)
+	switch d.Action {
+	case Greet:
+		return s.greet(ctx, name, d.User, req)
+	case SetMeta:
+		if err := s.setMeta(ctx, repo); err != nil {
+			return s.refuse(who, err)
+		}
+		return 0
+	case Redirect:
+		command := fmt.Sprintf("USER=%s SOC=%s '%s'", d.User.name, ReceivePack, req.Repo)
+		return s.exec(ctx, who, proc.Env(), proc.SSH(d.Host, command)...)
+	case PushNow:
+		return s.exec(ctx, who, proc.Env(), s.Mirrord, "--config", s.Server.File, "request-push", "--fg", "--", req.Repo, d.Host)
+	}
+	return s.runGit(ctx, who, d, req, repo, env)
+}
+
+// gitProtocol is what a client's GIT_PROTOCOL may look like.
+var gitProtocol = regexp.MustCompile(`^[a-z0-9=:.-]{1,64}$`)
+
+// runGit hands the session to git, or to the program that [users] exec names.
+func (s *Session) runGit(ctx context.Context, who string, d Decision, req Request, repo git.Repo, env []string) int {
+	env = append(env, mirrorcfg.EnvConfig+"="+s.Server.File, "GL_REPO="+req.Repo)
+	if gitProtocol.MatchString(s.GitProtocol) {
+		env = append(env, "GIT_PROTOCOL="+s.GitProtocol)
+	}
+	verb := req.Verb
+	if verb == RedirectedPush {
+		verb = ReceivePack
+	}
+	if d.User.name != "" {
+		env = append(env, "GL_USER="+d.User.name)
+		if cmd := s.Server.Users.Exec; len(cmd) > 0 {
+			env = append(env, fmt.Sprintf("SSH_ORIGINAL_COMMAND=%s '%s'", verb, req.Repo))
+			return s.exec(ctx, who, proc.Env(env...), append(append([]string{}, cmd...), d.User.name)...)
+		}
+	}
+	return s.exec(ctx, who, proc.Env(env...), gitArgs(verb, repo.Dir, d.User.name == "")...)
+}
+
+// gitArgs is the git command for a verb. Rescued commits are hidden from
+// everybody. A mirror push is not bound by rules that are meant for users: with
+// denyNonFastForwards (which `git init --shared` sets) a slave would refuse a
+// rewritten branch for ever.
+func gitArgs(verb Verb, dir string, peer bool) []string {
+	argv := []string{"git", "-c", "transfer.hideRefs=refs/mirror"}
+	switch verb {
+	case ReceivePack:
+		if peer {
+			argv = append(argv, "-c", "receive.denyNonFastForwards=false", "-c", "receive.denyDeletes=false")
+		}
+		return append(argv, "receive-pack", "--", dir)
+	case UploadPack:
+		return append(argv, "upload-pack", "--strict", "--", dir)
+	}
+	return append(argv, "upload-archive", dir) // takes no "--"; dir begins with a slash
+}
+
+func (s *Session) exec(ctx context.Context, who string, env []string, argv ...string) int {
+	status, err := s.Exec(ctx, env, argv...)
+	if err != nil {
+		return s.refuse(who, fmt.Errorf("%s: cannot run %s: %w", s.Server.Hostname, filepath.Base(argv[0]), err))
+	}
+	return status
+}
+
+// authorizeTimeout bounds the authorize command: a session that waits for it
+// holds a connection.
+const authorizeTimeout = 30 * time.Second
+
+// authorize asks the administrator's command whether the user may. It is asked
+// on the slave and on the master for a redirected push: each has its say.
+func (s *Session) authorize(ctx context.Context, d Decision, req Request) error {
+	cmd := s.Server.Users.Authorize
+	if d.Access == NoAccess || len(cmd) == 0 {
+		return nil
+	}
+	allowed, err := s.ask(ctx, cmd, d.User, d.Access, req.Repo)
+	if err != nil {
+		s.Log.Error("authorize command failed", "error", err)
+	}
+	if !allowed {
+		return fmt.Errorf("%s: repository %s is not here, or is not for %s", s.Server.Hostname, req.Repo, d.User.name)
+	}
+	return nil
+}
+
+// ask runs the authorize command. Only exit status 0 allows; an error is a
+// command that could not be run or was ended.
+func (s *Session) ask(ctx context.Context, cmd []string, user User, access Access, repo string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, authorizeTimeout)
+	defer cancel()
+	argv := append(append([]string{}, cmd...), user.name, string(access), repo)
+	_, err := proc.Run(proc.Command(ctx, proc.Env(mirrorcfg.EnvConfig+"="+s.Server.File), argv...))
+	if proc.ExitCode(err) > 0 {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// metadata is the JSON object that mirror-meta carries.
+type metadata struct {
+	Head string `json:"head"` // what HEAD points to, "refs/heads/main"
+}
+
+// maxMetadata bounds what is read before it is known to be sound.
+const maxMetadata = 1 << 20
+
+// headTarget is a branch that HEAD may point to.
+var headTarget = regexp.MustCompile(`^refs/heads/[^\x00-\x20\x7f~^:?*\[\\]+$`)
+
+// setMeta reads one JSON object and stores what it says.
+func (s *Session) setMeta(ctx context.Context, repo git.Repo) error {
+	data, err := io.ReadAll(io.LimitReader(s.Stdin, maxMetadata))
+	if err != nil {
+		return err
+	}
+	var meta metadata
+	if err := json.Unmarshal(data, &meta); err != nil {
+		return fmt.Errorf("%s: metadata: %w", s.Server.Hostname, err)
+	}
+	if meta.Head == "" {
+		return nil
+	}
+	if !headTarget.MatchString(meta.Head) {
+		return fmt.Errorf("%s: metadata: HEAD cannot point to %.80q", s.Server.Hostname, meta.Head)
+	}
+	return repo.SetHead(ctx, meta.Head) // git checks the rest of the name's form
+}
+
+// ExecReplace replaces this process, so that nothing of ours stays between sshd
+// and git. It returns only when that failed.
+func ExecReplace(_ context.Context, env []string, argv ...string) (int, error) {
+	path, err := lookPath(argv[0])
+	if err != nil {
+		return 1, err
+	}
+	return 1, sysExec(path, argv, env)
+}
