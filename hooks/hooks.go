@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -55,6 +56,14 @@ func New() (*Hook, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return nil, err
+	}
+	// A front end may start git with an empty environment. Without HOME neither
+	// the account's git config, which may name the master of every repository,
+	// nor our own configuration would be found: a slave would look local.
+	if os.Getenv("HOME") == "" {
+		if u, err := user.Current(); err == nil && u.HomeDir != "" {
+			os.Setenv("HOME", u.HomeDir)
+		}
 	}
 	return &Hook{
 		Path: os.Args[0], Dir: dir, Programs: filepath.Dir(self),
@@ -135,7 +144,7 @@ func (h *Hook) PostReceive(ctx context.Context) int {
 		server, err = h.server(cfg)
 	}
 	if err != nil {
-		status = h.fatal(nil, fmt.Errorf("the push is stored, but NOT queued for mirroring: %w", err))
+		status = h.notQueued(nil, strings.TrimSuffix(filepath.Base(h.Dir), ".git"), err)
 	} else if cfg.Role(server.Hostname) == mirrorcfg.Master {
 		status = h.queue(ctx, server, cfg)
 	}
@@ -148,32 +157,43 @@ func (h *Hook) PostReceive(ctx context.Context) int {
 // queue writes the event and waits for synchronous peers.
 func (h *Hook) queue(ctx context.Context, server *mirrorcfg.Server, cfg *mirrorcfg.Repo) int {
 	peers, err := cfg.Expand(server.Hostname, mirrorcfg.SlavesKey, mirrorcfg.SyncKey)
-	if err != nil || len(peers) == 0 {
-		return h.notQueued(server, cfg, err)
+	if err == nil && len(peers) == 0 {
+		return 0
 	}
-	err = Enqueue(server, h.Programs, inbox.Event{Repository: cfg.Name, Peers: peers, Origin: inbox.OriginList}, h.Stderr)
+	var id string
+	if err == nil {
+		id, err = Enqueue(server, h.Programs, inbox.Event{Repository: cfg.Name, Peers: peers, Origin: inbox.OriginList}, h.Stderr)
+	}
 	if err != nil {
-		return h.notQueued(server, cfg, err)
+		return h.notQueued(server, cfg.Name, err)
 	}
 	synchronous, err := cfg.Expand(server.Hostname, mirrorcfg.SyncKey)
 	if err != nil || len(synchronous) == 0 {
 		return 0
 	}
-	return h.await(ctx, server, cfg.Name, synchronous)
+	return h.await(ctx, server, id, cfg.Name, synchronous)
 }
 
-func (h *Hook) notQueued(server *mirrorcfg.Server, cfg *mirrorcfg.Repo, err error) int {
-	if err == nil {
-		return 0 // nobody to mirror to
+// notQueued says what did not happen and how to make up for it. Server is nil
+// when it is not known.
+func (h *Hook) notQueued(server *mirrorcfg.Server, repo string, err error) int {
+	hostname := "this server"
+	if server != nil {
+		hostname = server.Hostname
 	}
 	return h.fatal(server, fmt.Errorf("the push is stored, but NOT queued for mirroring: %w: when that is mended, run on %s: mirror-shell request-push %s",
-		err, server.Hostname, cfg.Name))
+		err, hostname, repo))
 }
+
+// awaitGrace is for a mirrord that does not keep to its own time.
+const awaitGrace = 10 * time.Second
 
 // await waits until the worker is done with the synchronous peers, or has
 // failed, or stall_timeout is over. Mirrord prints the results.
-func (h *Hook) await(ctx context.Context, server *mirrorcfg.Server, repo string, peers []string) int {
-	argv := append([]string{filepath.Join(h.Programs, "mirrord"), "--config", server.File, "await",
+func (h *Hook) await(ctx context.Context, server *mirrorcfg.Server, event, repo string, peers []string) int {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(server.Worker.StallTimeout)+awaitGrace)
+	defer cancel()
+	argv := append([]string{filepath.Join(h.Programs, "mirrord"), "--config", server.File, "await", "--event", event,
 		"--timeout", time.Duration(server.Worker.StallTimeout).String(), "--", repo}, peers...)
 	cmd := proc.Command(ctx, proc.Env(), argv...)
 	cmd.Stdout, cmd.Stderr = h.Stderr, h.Stderr
@@ -187,14 +207,14 @@ func (h *Hook) await(ctx context.Context, server *mirrorcfg.Server, repo string,
 }
 
 // Enqueue writes one event to the inbox, wakes the worker and tells people on
-// stderr, in this order: `(JOB&) frodo ==== (ip1) ===> sam gollum`. An error
-// means that nothing was queued. A worker that cannot be woken is told, and is
-// no error: the event is safe, and the next worker takes it.
-func Enqueue(server *mirrorcfg.Server, programs string, event inbox.Event, stderr io.Writer) error {
+// stderr, in this order: `(JOB&) frodo ==== (ip1) ===> sam gollum`. It returns
+// the event's ID, which is the JOB. An error means that nothing was queued. A
+// worker that cannot be woken is told, and is no error: the event is safe, and
+// the next worker takes it.
+func Enqueue(server *mirrorcfg.Server, programs string, event inbox.Event, stderr io.Writer) (id string, err error) {
 	event.Time = time.Now()
-	id, err := inbox.New(server.StateDir).Put(event)
-	if err != nil {
-		return err
+	if id, err = inbox.New(server.StateDir).Put(event); err != nil {
+		return "", err
 	}
 	err = Wake(server, programs)
 	fmt.Fprintf(stderr, "(%s&) %s ==== (%s) ===> %s\n", id, server.Hostname, event.Repository, strings.Join(event.Peers, " "))
@@ -202,7 +222,7 @@ func Enqueue(server *mirrorcfg.Server, programs string, event inbox.Event, stder
 		fmt.Fprintf(stderr, "mirror-shell: queued, but no worker could be started: %v\n", err)
 		logError(server, "worker not started", err)
 	}
-	return nil
+	return id, nil
 }
 
 // Wake tells the running worker, or starts one that leaves when it is done. It
@@ -216,7 +236,7 @@ func Wake(server *mirrorcfg.Server, programs string) error {
 	cmd := exec.Command(filepath.Join(programs, "mirrord"), "--config", server.File, "drain")
 	cmd.Env, cmd.Dir = proc.Env(), "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := startAlone(cmd); err != nil {
 		return err
 	}
 	return cmd.Process.Release()
@@ -229,8 +249,10 @@ func (h *Hook) next(name string) int {
 	if errors.Is(err, os.ErrNotExist) {
 		return 0
 	}
-	if err == nil && info.Mode()&0o111 == 0 {
-		return 0 // as git treats a hook that is not executable
+	if err == nil && (info.Mode()&0o111 == 0 || isOurs(path)) {
+		// The first is how git treats a hook that is not executable; ours under
+		// that name, by a mistake in copying, would run itself for ever.
+		return 0
 	}
 	if err == nil {
 		err = h.Exec(path, append([]string{path}, os.Args[1:]...), os.Environ())
@@ -238,12 +260,13 @@ func (h *Hook) next(name string) int {
 	return h.fatal(nil, fmt.Errorf("hook %s: %w", path, err))
 }
 
-// fatal tells the user, and the log where there is one.
+// fatal tells the log, where there is one, and the user. In this order: writing
+// to a user who hung up ends the process.
 func (h *Hook) fatal(server *mirrorcfg.Server, err error) int {
-	fmt.Fprintf(h.Stderr, "fatal: %s\n", proc.OneLine(err.Error(), 600))
 	if server != nil {
 		logError(server, "hook", err, "repository", h.Dir, "peer", h.Peer)
 	}
+	fmt.Fprintf(h.Stderr, "fatal: %s\n", proc.OneLine(err.Error(), 1000))
 	return 1
 }
 

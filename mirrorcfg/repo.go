@@ -40,6 +40,9 @@ type Repo struct {
 	// MetaKeys are the config keys that travel with the repository.
 	MetaKeys []string
 
+	// Refs is the value of gitolite.mirror.refs, which decides MirrorsRef.
+	Refs string
+
 	redirectOK string
 	refs       refPatterns
 	values     map[string]string // list key in lower case, without prefix → value
@@ -91,7 +94,7 @@ func (c *Repo) setReserved() error {
 	if err != nil {
 		return fmt.Errorf("%srefs: %w", keyPrefix, err)
 	}
-	c.refs, c.redirectOK = refs, c.values["redirectok"]
+	c.Refs, c.refs, c.redirectOK = c.values["refs"], refs, c.values["redirectok"]
 	c.MetaKeys = strings.Fields(c.values["metakeys"])
 	for key := range reserved {
 		delete(c.values, key)

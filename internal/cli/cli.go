@@ -79,6 +79,29 @@ func (p *Program) status(err error) int {
 	return 1
 }
 
+// parseForced recognises the two forced commands, as add-peer and add-user write
+// them, without building the parser: that costs every session more time than
+// everything else we do in it.
+func (p *Program) parseForced() bool {
+	args := p.Args
+	if len(args) == 4 && args[0] == "--config" {
+		p.Config, args = args[1], args[2:]
+	}
+	if len(args) != 2 || strings.HasPrefix(args[1], "-") {
+		return false
+	}
+	switch args[0] {
+	case "peer":
+		p.Peer.Name = args[1]
+	case "user":
+		p.User.Name = args[1]
+	default:
+		return false
+	}
+	p.Command = args[0]
+	return true
+}
+
 func (p *Program) parse() error {
 	self, err := os.Executable()
 	if err != nil {
@@ -88,6 +111,9 @@ func (p *Program) parse() error {
 		return err
 	}
 	p.Programs = filepath.Dir(self)
+	if p.parseForced() {
+		return nil
+	}
 	parser, err := kong.New(&p.Grammar,
 		kong.Name("mirror-shell"),
 		kong.Description("Git mirroring: every repository in more than one place, equal, and known to be."),

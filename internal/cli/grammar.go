@@ -117,6 +117,7 @@ type IdentityCmd struct {
 // AwaitCmd is await REPO PEER...
 type AwaitCmd struct {
 	Timeout time.Duration `default:"60s" help:"How long to wait."`
+	Event   string        `required:"" help:"Event of the inbox that must have been taken first."`
 	Repo    string        `arg:""`
 	Peers   []string      `arg:"" name:"peer"`
 }

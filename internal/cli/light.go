@@ -77,7 +77,8 @@ func (p *Program) requestPush(ctx context.Context) error {
 	if !slices.ContainsFunc(p.RequestPush.Targets, func(w string) bool { return !mirrorcfg.IsKey(w) }) {
 		event.Origin = inbox.OriginList
 	}
-	return hooks.Enqueue(server, p.Programs, event, p.Stderr)
+	_, err = hooks.Enqueue(server, p.Programs, event, p.Stderr)
+	return err
 }
 
 // PushTargets expands what request-push was asked for, and puts the

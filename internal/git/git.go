@@ -8,7 +8,6 @@
 package git
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -40,7 +39,7 @@ func IsRepository(dir string) bool {
 func (r Repo) run(ctx context.Context, stdin io.Reader, stdout io.Writer, args ...string) (stderr string, err error) {
 	argv := append([]string{"git", "--git-dir=" + r.Dir}, args...)
 	cmd := proc.Command(ctx, proc.Env("LC_ALL=C", "GIT_OPTIONAL_LOCKS=0", "GIT_NO_REPLACE_OBJECTS=1", "GIT_NO_LAZY_FETCH=1"), argv...)
-	cmd.Stdin, cmd.Stdout = stdin, stdout
+	cmd.Stdin, cmd.Stdout = stdin, stdout // none: the null device
 	stderr, err = proc.Run(cmd)
 	if err != nil {
 		return stderr, fmt.Errorf("git %s: %w", args[0], err)
@@ -71,6 +70,25 @@ func (r Repo) Config(ctx context.Context, pattern string) ([]ConfigEntry, error)
 		return nil, err
 	}
 	return parseConfig(out.Bytes()), nil
+}
+
+// ConfigOrigins returns every value of the effective configuration as Config
+// does, and the file that each stands in ("" for one that is from no file).
+func (r Repo) ConfigOrigins(ctx context.Context) (entries []ConfigEntry, files []string, err error) {
+	var out bytes.Buffer
+	if _, err := r.run(ctx, nil, &out, "config", "-z", "--show-origin", "--list"); err != nil {
+		return nil, nil, err
+	}
+	items := bytes.Split(bytes.TrimSuffix(out.Bytes(), []byte{0}), []byte{0})
+	for i := 0; i+1 < len(items); i += 2 {
+		file, _ := strings.CutPrefix(string(items[i]), "file:")
+		if file != "" && !filepath.IsAbs(file) {
+			file = "" // "command line:", "blob:…"
+		}
+		entries = append(entries, parseConfig(items[i+1])...)
+		files = append(files, file)
+	}
+	return entries, files, nil
 }
 
 // parseConfig reads `git config -z` output: KEY LF VALUE NUL, or KEY NUL for an
@@ -115,10 +133,11 @@ func (r Repo) Refs(ctx context.Context) (map[string]string, error) {
 // exists or not, and "" when HEAD is detached.
 func (r Repo) Head(ctx context.Context) (string, error) {
 	if data, err := os.ReadFile(filepath.Join(r.Dir, "HEAD")); err == nil {
-		target, ok := strings.CutPrefix(string(data), "ref: ")
+		target, ok := strings.CutPrefix(strings.TrimSuffix(string(data), "\n"), "ref: ")
 		// A reftable repository has a HEAD file that says refs/heads/.invalid.
-		if ok && strings.HasPrefix(target, "refs/heads/") && !strings.Contains(target, "/.") {
-			return strings.TrimSpace(target), nil
+		// Whatever looks unusual is left to git.
+		if ok && strings.HasPrefix(target, "refs/heads/") && !strings.Contains(target, "/.") && strings.IndexFunc(target, unusual) < 0 {
+			return target, nil
 		}
 	}
 	var out bytes.Buffer
@@ -131,6 +150,8 @@ func (r Repo) Head(ctx context.Context) (string, error) {
 	}
 	return strings.TrimSpace(out.String()), nil
 }
+
+func unusual(r rune) bool { return r <= ' ' || r == 0x7f }
 
 // SetHead makes HEAD a symbolic ref to target, which need not exist yet.
 func (r Repo) SetHead(ctx context.Context, target string) error {
@@ -159,59 +180,81 @@ func (r Repo) Existing(ctx context.Context, oids []string) (map[string]bool, err
 }
 
 // Unreachable returns those of the objects, all of which must exist here, that
-// cannot be reached from the tips.
+// cannot be reached from the tips. For trees and blobs it is cautious: one that only an
+// older commit has may count as unreachable. A history that is incomplete here
+// may be an error.
 func (r Repo) Unreachable(ctx context.Context, oids, tips []string) (map[string]bool, error) {
 	wanted := make(map[string]bool, len(oids))
 	for _, oid := range oids {
 		wanted[oid] = true
 	}
-	stdin := io.MultiReader(lines(oids, ""), lines(tips, "^"))
 	found := make(map[string]bool)
-	read, write := io.Pipe()
-	done := make(chan error, 1)
-	go func() {
-		_, err := r.run(ctx, stdin, write, "rev-list", "--objects", "--stdin")
-		write.CloseWithError(err)
-		done <- err
-	}()
-	scan := bufio.NewScanner(read)
-	scan.Buffer(nil, 1<<20)
-	for scan.Scan() {
-		oid, _, _ := strings.Cut(scan.Text(), " ")
+	if len(oids) == 0 {
+		return found, nil
+	}
+	stdin := io.MultiReader(lines(oids, ""), lines(tips, "^"))
+	out := &lineWriter{line: func(oid string) {
 		if wanted[oid] {
 			found[oid] = true
 		}
-	}
-	read.CloseWithError(scan.Err())
-	if err := <-done; err != nil {
+	}}
+	if _, err := r.run(ctx, stdin, out, "rev-list", "--objects", "--no-object-names", "--stdin"); err != nil {
 		return nil, fmt.Errorf("compare histories: %w", err)
 	}
 	return found, nil
 }
 
-// Complete reports whether everything reachable from tip, and not from the
-// objects in have (all of which must exist), is in the repository.
-func (r Repo) Complete(ctx context.Context, tip string, have []string) (bool, error) {
-	stdin := io.MultiReader(lines([]string{tip}, ""), lines(have, "^"))
-	_, err := r.run(ctx, stdin, io.Discard, "rev-list", "--objects", "--quiet", "--stdin")
+// lineWriter calls line for each line written to it that has an end.
+type lineWriter struct {
+	line    func(string)
+	pending []byte
+}
+
+func (l *lineWriter) Write(p []byte) (int, error) {
+	l.pending = append(l.pending, p...)
+	rest := l.pending
+	for {
+		line, after, ok := bytes.Cut(rest, []byte{'\n'})
+		if !ok {
+			break
+		}
+		l.line(string(line))
+		rest = after
+	}
+	l.pending = append(l.pending[:0], rest...)
+	return len(p), nil
+}
+
+// PackOptions say what the reader of a pack does not want.
+type PackOptions struct {
+	Thick     bool // deltas only against objects in the pack
+	NoOffsets bool // deltas name their base by id
+}
+
+// Pack writes a pack of what is reachable from want and not from have to w.
+// All of have must exist here.
+func (r Repo) Pack(ctx context.Context, w io.Writer, want, have []string, o PackOptions) error {
+	args := []string{"pack-objects", "--revs", "--stdout", "-q"}
+	if !o.Thick {
+		args = append(args, "--thin")
+	}
+	if !o.NoOffsets {
+		args = append(args, "--delta-base-offset")
+	}
+	_, err := r.run(ctx, io.MultiReader(lines(want, ""), lines(have, "^")), w, args...)
+	return err
+}
+
+// Packable reports whether everything reachable from want, and not from have,
+// can be read here. All of have must exist. It makes the pack that Pack would, less tightly, and drops
+// it: walking alone does not open the contents of files.
+func (r Repo) Packable(ctx context.Context, want, have []string) (bool, error) {
+	stdin := io.MultiReader(lines(want, ""), lines(have, "^"))
+	_, err := r.run(ctx, stdin, nil, "pack-objects", "--revs", "--stdout", "-q", "--thin", "--delta-base-offset", "--window=0")
 	if proc.ExitCode(err) > 0 {
 		return false, nil
 	}
 	return err == nil, err
-}
-
-// Pack writes a thin pack of what is reachable from want and not from have to w.
-// All of have must exist here. Progress gets git's progress lines, which prove
-// that a long count is alive.
-func (r Repo) Pack(ctx context.Context, w, progress io.Writer, want, have []string) error {
-	argv := []string{"git", "--git-dir=" + r.Dir, "pack-objects", "--revs", "--thin", "--stdout", "--delta-base-offset", "--progress"}
-	cmd := proc.Command(ctx, proc.Env("LC_ALL=C", "GIT_NO_REPLACE_OBJECTS=1", "GIT_NO_LAZY_FETCH=1"), argv...)
-	cmd.Stdin = io.MultiReader(lines(want, ""), lines(have, "^"))
-	cmd.Stdout, cmd.Stderr = w, progress
-	if _, err := proc.Run(cmd); err != nil {
-		return fmt.Errorf("pack objects: %w", err)
-	}
-	return nil
 }
 
 // lines streams the ids one a line with a prefix, without building the text.

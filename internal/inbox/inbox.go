@@ -107,6 +107,19 @@ func (b *Inbox) Pending() (bool, error) {
 	return len(names) > 0, err
 }
 
+// Holds reports whether the event of that ID has not reached its commit yet: it
+// is waiting, or somebody has taken it and is at it.
+func (b *Inbox) Holds(id string) (bool, error) {
+	for _, dir := range []string{b.dir, b.takenDir()} {
+		// This order, which is the event's own, cannot miss one that moves meanwhile.
+		found, err := filepath.Glob(filepath.Join(dir, "*-"+id+".json"))
+		if err != nil || len(found) > 0 {
+			return len(found) > 0, err
+		}
+	}
+	return false, nil
+}
+
 // Bad returns the paths of the files that were set aside because they are not events.
 // They stay until a person looks at them.
 func (b *Inbox) Bad() ([]string, error) {

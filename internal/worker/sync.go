@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"mirror-shell/internal/cli"
@@ -104,14 +106,8 @@ func (c *command) runAndWait(ctx context.Context, changes []queue.Change, each f
 	if err != nil {
 		return err
 	}
-	probed := map[string]bool{}
-	for _, change := range changes {
-		if !probed[change.Peer] {
-			probed[change.Peer] = true
-			if err := c.queue.ProbeNow(ctx, change.Peer); err != nil {
-				return err
-			}
-		}
+	if err := c.probe(ctx); err != nil {
+		return err
 	}
 	if err := c.wake(); err != nil {
 		return err
@@ -151,24 +147,20 @@ func (c *command) summarize(s *syncSummary) error {
 	return nil
 }
 
-// await is for post-receive: it takes the inbox, in which the hook has just
-// written, into the table and waits for the outcome of the synchronous peers.
+// await is for post-receive: once the worker has taken the hook's event into the
+// table, it waits for the outcome at the synchronous peers.
 func (c *command) await(ctx context.Context) error {
 	cmd := c.Await
 	ctx, cancel := context.WithTimeout(ctx, cmd.Timeout)
 	defer cancel()
-	var changes []queue.Change
-	for _, peer := range cmd.Peers {
-		changes = append(changes, queue.Change{
-			Key: queue.Key{Repository: cmd.Repo, Peer: peer}, Origin: inbox.OriginList, Time: time.Now(),
-		})
-	}
 	open := map[string]bool{}
+	var keys []queue.Key
 	for _, peer := range cmd.Peers {
 		open[peer] = true
+		keys = append(keys, queue.Key{Repository: cmd.Repo, Peer: peer})
 	}
 	failed := false
-	err := c.runAndWait(ctx, changes, func(row queue.Row) {
+	err := c.outcomes(ctx, keys, func(row queue.Row) {
 		delete(open, row.Peer)
 		if row.State == queue.StateOK {
 			fmt.Fprintf(c.Stderr, "%s ==== (%s) ===> %s: equal\n", c.server.Hostname, row.Repository, row.Peer)
@@ -178,13 +170,56 @@ func (c *command) await(ctx context.Context) error {
 		fmt.Fprintf(c.Stderr, "%s ==//==> %s: %s is NOT there yet (%s): %s\n", c.server.Hostname, row.Peer, row.Repository, row.State, outcomeError(row))
 	})
 	if errors.Is(err, context.DeadlineExceeded) {
-		for peer := range open {
+		for _, peer := range slices.Sorted(maps.Keys(open)) {
 			fmt.Fprintf(c.Stderr, "%s ==//==> %s: %s is NOT there after %s; it goes on in the background\n", c.server.Hostname, peer, cmd.Repo, cmd.Timeout)
 		}
 		return cli.Exit(1)
 	}
 	if err == nil && failed {
 		return cli.Exit(1)
+	}
+	return err
+}
+
+// outcomes waits for the jobs of an event. A peer that is down is probed now.
+func (c *command) outcomes(ctx context.Context, keys []queue.Key, each func(queue.Row)) error {
+	box := inbox.New(c.server.StateDir)
+	for {
+		held, err := box.Holds(c.Await.Event)
+		if err != nil {
+			return err
+		}
+		if !held {
+			break
+		}
+		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	tickets, err := c.queue.Tickets(ctx, keys)
+	if err != nil {
+		return err
+	}
+	if len(tickets) < len(keys) {
+		return fmt.Errorf("%s: the event %s is not in the jobs table: see mirror-shell status", c.Await.Repo, c.Await.Event)
+	}
+	if err := c.probe(ctx); err != nil {
+		return err
+	}
+	return c.queue.Await(ctx, tickets, each)
+}
+
+// probe has peers that are down tried now rather than after their backoff:
+// somebody waits.
+func (c *command) probe(ctx context.Context) error {
+	peers, err := c.queue.Peers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, peer := range peers {
+		if !peer.DownSince.IsZero() {
+			err = errors.Join(err, c.queue.ProbeNow(ctx, peer.Name), c.wake())
+		}
 	}
 	return err
 }

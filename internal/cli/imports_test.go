@@ -1,0 +1,81 @@
+package cli
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// allowed is the import order: what each package may import of this module.
+// Downwards only: cmd → cli, worker → {hooks, shell, peer, status} → mirrorcfg →
+// git → proc; hooks, shell and peer do not know each other; the queue knows no peers.
+var allowed = map[string]string{
+	"cmd/mirror-shell": "internal/cli",
+	"cmd/mirrord":      "internal/cli internal/worker",
+	"cmd/pre-receive":  "hooks",
+	"cmd/post-receive": "hooks",
+
+	"internal/worker": "hooks internal/cli internal/git internal/inbox internal/proc internal/queue internal/refset internal/status mirrorcfg peer shell",
+	"internal/cli":    "hooks internal/inbox internal/proc mirrorcfg shell",
+	"internal/status": "internal/proc internal/queue mirrorcfg",
+
+	"hooks":         "internal/git internal/inbox internal/proc mirrorcfg",
+	"shell":         "internal/git internal/proc mirrorcfg",
+	"peer":          "internal/digest internal/git internal/proc internal/refset internal/sendpack mirrorcfg",
+	"peer/peertest": "internal/git internal/proc mirrorcfg peer",
+
+	"mirrorcfg":         "internal/git",
+	"internal/queue":    "internal/inbox",
+	"internal/git":      "internal/proc",
+	"internal/inbox":    "",
+	"internal/digest":   "",
+	"internal/refset":   "",
+	"internal/sendpack": "",
+	"internal/proc":     "",
+	"internal/testenv":  "",
+}
+
+func goList(t *testing.T, args ...string) []string {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list"}, args...)...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list %v: %v: %s", args, err, stderr.String())
+	}
+	return strings.Split(strings.TrimSpace(string(out)), "\n")
+}
+
+func TestImportOrder(t *testing.T) {
+	const module = "mirror-shell/"
+	for _, line := range goList(t, "-f", "{{.ImportPath}} {{join .Imports \" \"}}", "mirror-shell/...") {
+		fields := strings.Fields(line)
+		pkg := strings.TrimPrefix(fields[0], module)
+		may, known := allowed[pkg]
+		if !known {
+			t.Errorf("package %s has no place in the import order: give it one", pkg)
+		}
+		for _, imported := range fields[1:] {
+			dep, ours := strings.CutPrefix(imported, module)
+			if ours && !slices.Contains(strings.Fields(may), dep) {
+				t.Errorf("%s imports %s, which the import order does not allow", pkg, dep)
+			}
+		}
+	}
+}
+
+// What stands in the user's way, or is started by sshd for every session, loads
+// nothing heavy.
+func TestLightPrograms(t *testing.T) {
+	heavy := []string{"modernc.org/", "database/sql", "github.com/go-git/", "github.com/jackc/", "gocloud.dev/"}
+	heavier := append([]string{"golang.org/x/crypto/", "github.com/alecthomas/kong", "net/http"}, heavy...)
+	for program, not := range map[string][]string{"pre-receive": heavier, "post-receive": heavier, "mirror-shell": heavy} {
+		for _, dep := range goList(t, "-deps", "mirror-shell/cmd/"+program) {
+			if slices.ContainsFunc(not, func(prefix string) bool { return strings.HasPrefix(dep, prefix) }) {
+				t.Errorf("%s loads %s", program, dep)
+			}
+		}
+	}
+}
