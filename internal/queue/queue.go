@@ -4,7 +4,7 @@
 // # Concepts
 //
 // A job is "make peer P equal for repository R"; there is one row per (server,
-// repository, peer), and it stays for ever. A job never says what changed. It counts
+// repository, peer), and it stays until the repository is forgotten. A job never says what changed. It counts
 // generations instead:
 //
 //	want   rises by one with every change (Enqueue)

@@ -110,7 +110,7 @@ func settle(t testing.TB, q *Queue, c *claim, err error) bool {
 
 func row(t testing.TB, q *Queue, k Key) Row {
 	t.Helper()
-	rows, err := q.Rows(t.Context(), Filter{k.Repository, k.Peer})
+	rows, err := q.Rows(t.Context(), Filter(k))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -474,112 +474,4 @@ func TestForget(t *testing.T) {
 	if err != nil || len(rows) != 1 || rows[0].Repository != "ip2" {
 		t.Errorf("left: %+v, %v", rows, err)
 	}
-}
-
-func TestStaleOwner(t *testing.T) {
-	q, clock := openFake(t)
-	enqueue(t, q, samKey)
-	first := mustClaim(t, q, samKey)
-	clock.add(30 * time.Second)
-	second := mustClaim(t, q, samKey)
-	before := row(t, q, samKey)
-	for _, err := range []error{nil, errors.New("x"), ErrPeerDown, ErrHeld, ErrDropped} {
-		if settle(t, q, first, err) {
-			t.Errorf("the former owner's %v was recorded", err)
-		}
-	}
-	if ours, err := q.renew(t.Context(), first); ours || err != nil {
-		t.Errorf("the former owner renewed: %v, %v", ours, err)
-	}
-	if after := row(t, q, samKey); after != before {
-		t.Errorf("changed:\n%+v\n%+v", before, after)
-	}
-	if ours, err := q.renew(t.Context(), second); !ours || err != nil {
-		t.Errorf("renew: %v, %v", ours, err)
-	}
-	if !settle(t, q, second, nil) {
-		t.Error("the owner's result was not recorded")
-	}
-	checkState(t, q, samKey, StateOK)
-}
-
-// The clock is set back by a day: nothing waits for a day.
-func TestClockJumpsBack(t *testing.T) {
-	q, clock := openFake(t)
-	other := Key{"ip2", "sam"}
-	failed, dead, down := Key{"failed", "merry"}, Key{"dead", "pippin"}, Key{"down", "gimli"}
-	enqueue(t, q, failed, dead, down)
-	for range 3 {
-		c, err := q.claim(t.Context(), limits{})
-		if err != nil || c == nil {
-			t.Fatal(c, err)
-		}
-		switch c.Key {
-		case failed:
-			settle(t, q, c, errors.New("x"))
-		case down:
-			settle(t, q, c, ErrPeerDown)
-		}
-	}
-	enqueue(t, q, other)
-	clock.add(-24 * time.Hour)
-	if r := row(t, q, other); r.Lag != 0 {
-		t.Errorf("lag %v", r.Lag)
-	}
-	got := map[Key]bool{}
-	claimAll := func() {
-		for {
-			c, err := q.claim(t.Context(), limits{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if c == nil {
-				return
-			}
-			got[c.Key] = true
-		}
-	}
-	claimAll()
-	if !got[other] || !got[failed] || !got[down] || got[dead] {
-		t.Errorf("at once: %v", got)
-	}
-	clock.add(30 * time.Second) // the dead owner's lease was shortened, not ended: it might have been alive
-	claimAll()
-	if !got[dead] {
-		t.Error("the dead worker's job is wedged")
-	}
-}
-
-func TestSeveralServersShareATable(t *testing.T) {
-	dir := t.TempDir()
-	frodo := open(t, dir, nil)
-	sam := open(t, dir, func(o *Options) { o.Server = "sam" })
-	enqueue(t, frodo, gollumKey)
-	noClaim(t, sam, limits{})
-	if rows, err := sam.Rows(t.Context(), Filter{}); err != nil || rows != nil {
-		t.Errorf("rows %v, %v", rows, err)
-	}
-	if n, err := sam.Forget(t.Context(), "ip1"); n != 0 || err != nil {
-		t.Errorf("forgot %d, %v", n, err)
-	}
-	mustClaim(t, frodo, gollumKey)
-}
-
-func TestDatabaseLocked(t *testing.T) {
-	dir := t.TempDir()
-	q := open(t, dir, nil)
-	other := open(t, dir, nil)
-	hold, err := other.db.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	released := make(chan struct{})
-	go func() {
-		defer close(released)
-		time.Sleep(300 * time.Millisecond)
-		_ = hold.Rollback()
-	}()
-	enqueue(t, q, samKey) // waits
-	<-released
-	checkState(t, q, samKey, StateWaiting)
 }

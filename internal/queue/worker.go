@@ -148,7 +148,10 @@ func (l *loop) note(ctx context.Context, err error) {
 		l.trouble = 0
 	default:
 		l.trouble++
-		l.w.Log.Error("the queue has a problem; events stay in the inbox, trying again", "error", err)
+		if l.trouble&(l.trouble-1) != 0 {
+			return // the 1st, 2nd, 4th, 8th … in a row tell enough: each push is a try
+		}
+		l.w.Log.Error("the queue has a problem; events stay in the inbox, trying again", "times", l.trouble, "error", err)
 	}
 }
 
@@ -160,6 +163,7 @@ func (l *loop) ingest(ctx context.Context) error {
 			return err
 		})
 		if n > 0 {
+			_, _ = l.count(ctx) // tried again by mayLeave
 			l.progress = time.Now()
 		}
 		if errors.Is(err, inbox.ErrBad) { // it is out of the way now
@@ -257,13 +261,17 @@ func (l *loop) wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// troublePause is the first pause after an error; it doubles up to the thirtyfold.
-const troublePause = time.Second
+// troublePause is the first pause after an error, troubleMax the longest: what waits
+// for a cleared disk should not wait much longer than an idle worker's look takes to come round.
+const (
+	troublePause = 500 * time.Millisecond
+	troubleMax   = 5 * time.Second
+)
 
 // pause is how long to sleep if nothing happens.
 func (l *loop) pause(ctx context.Context) time.Duration {
 	if l.trouble > 0 {
-		return min(troublePause<<min(l.trouble-1, 5), 30*troublePause)
+		return min(troublePause<<min(l.trouble-1, 5), troubleMax)
 	}
 	d := l.w.Poll
 	if l.lingered() {
@@ -283,6 +291,19 @@ func (l *loop) lingered() bool {
 	return l.kind == KindDrain && time.Since(l.progress) >= l.w.Linger
 }
 
+// count looks at the table for a drain: how many jobs keep it, and whether somebody recorded
+// changes past the inbox.
+func (l *loop) count(ctx context.Context) (pending int, err error) {
+	if l.kind != KindDrain {
+		return 0, nil
+	}
+	pending, changes, err := l.w.Queue.reading().pending(ctx)
+	if err == nil && changes != l.changes {
+		l.changes, l.progress = changes, time.Now()
+	}
+	return pending, err
+}
+
 // mayLeave decides whether a drain ends here.
 func (l *loop) mayLeave(ctx context.Context) bool {
 	if l.jobs+l.probes > 0 {
@@ -290,12 +311,7 @@ func (l *loop) mayLeave(ctx context.Context) bool {
 	}
 	var err error
 	if l.left, err = l.w.Inbox.List(); err == nil {
-		var pending int
-		var changes int64
-		pending, changes, err = l.w.Queue.reading().pending(ctx)
-		if changes > l.changes {
-			l.changes, l.progress = changes, time.Now()
-		}
+		pending, err := l.count(ctx)
 		if err == nil && pending == 0 && len(l.left) == 0 {
 			l.gaveUp = false
 			return true

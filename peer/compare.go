@@ -1,0 +1,123 @@
+package peer
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"mirror-shell/internal/proc"
+	"mirror-shell/mirrorcfg"
+)
+
+// Standing is what a peer says of one repository of which we are the master.
+type Standing struct {
+	Digest string // of its mirrored refs, 64 hex digits; "" when Reason is set
+	Head   string // what HEAD points to; "" when it is detached or missing
+	Reason string // why the repository could not be read there
+}
+
+// Comparer is a peer that can tell how all our repositories stand with it in
+// one round trip.
+type Comparer interface {
+	// Compare returns the standing of every repository that the peer takes us
+	// to be the master of, by name. The error wraps ErrForeign when the peer
+	// cannot do that, ErrUnreachable when it cannot be reached.
+	Compare(ctx context.Context) (map[string]Standing, error)
+}
+
+// ErrForeign: the peer does not have the verb that was sent.
+var ErrForeign = errors.New("is no mirror-shell server, or an older one")
+
+// DigestVerb is the command that Compare sends.
+const DigestVerb = "mirror-digest"
+
+// WriteStanding writes the line of one repository:
+//
+//	DIGEST SP HEAD SP REPO LF
+//	! REASON SP HEAD SP REPO LF
+//
+// HEAD is "-" when there is none. REASON may contain spaces, and nothing else may.
+func WriteStanding(w io.Writer, repo string, s Standing) error {
+	first, head := s.Digest, s.Head
+	if s.Reason != "" {
+		first = "! " + proc.OneLine(s.Reason, 300)
+	}
+	if head == "" {
+		head = "-"
+	}
+	_, err := fmt.Fprintf(w, "%s %s %s\n", first, head, repo)
+	return err
+}
+
+// WriteEnd ends a stream of count lines. A stream without it is a failure.
+func WriteEnd(w io.Writer, count int) error {
+	_, err := fmt.Fprintf(w, "END %d\n", count)
+	return err
+}
+
+// maxStanding bounds a line of the stream.
+const maxStanding = 8 << 10
+
+// ReadStandings reads a stream to its END.
+func ReadStandings(r io.Reader) (map[string]Standing, error) {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxStanding)
+	standings := map[string]Standing{}
+	for lines.Scan() {
+		line := lines.Text()
+		if count, ok := strings.CutPrefix(line, "END "); ok {
+			if n, err := strconv.Atoi(count); err != nil || n != len(standings) {
+				return nil, fmt.Errorf("the peer's digests end with %.40q after %d lines", line, len(standings))
+			}
+			return standings, nil
+		}
+		repo, s, err := parseStanding(line)
+		if err != nil {
+			return nil, err
+		}
+		if _, twice := standings[repo]; twice {
+			return nil, fmt.Errorf("the peer's digests name %s twice", repo)
+		}
+		standings[repo] = s
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read the peer's digests: %w", err)
+	}
+	return nil, fmt.Errorf("read the peer's digests: %w", io.ErrUnexpectedEOF)
+}
+
+// parseStanding takes a line apart from its end, where nothing has spaces.
+func parseStanding(line string) (repo string, s Standing, err error) {
+	bad := func() (string, Standing, error) {
+		return "", Standing{}, fmt.Errorf("the peer's digests have a line %.120q", line)
+	}
+	at := strings.LastIndexByte(line, ' ')
+	if at < 0 {
+		return bad()
+	}
+	repo, line = line[at+1:], line[:at]
+	if at = strings.LastIndexByte(line, ' '); at < 0 {
+		return bad()
+	}
+	first, head := line[:at], line[at+1:]
+	if clean, err := mirrorcfg.CleanRepo(repo); err != nil || clean != repo || head == "" {
+		return bad()
+	}
+	if head != "-" {
+		s.Head = head
+	}
+	reason, unreadable := strings.CutPrefix(first, "! ")
+	switch {
+	case unreadable && reason != "":
+		s.Reason = proc.OneLine(reason, 300)
+	case len(first) == 64 && strings.Trim(first, "0123456789abcdef") == "":
+		s.Digest = first
+	default:
+		return bad()
+	}
+	return repo, s, nil
+}
