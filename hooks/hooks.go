@@ -23,6 +23,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -156,22 +157,33 @@ func (h *Hook) PostReceive(ctx context.Context) int {
 
 // queue writes the event and waits for synchronous peers.
 func (h *Hook) queue(ctx context.Context, server *mirrorcfg.Server, cfg *mirrorcfg.Repo) int {
-	peers, err := cfg.Expand(server.Hostname, mirrorcfg.SlavesKey, mirrorcfg.SyncKey)
-	if err == nil && len(peers) == 0 {
+	// A list that cannot be expanded does not take the other along.
+	peers, badSlaves := cfg.Expand(server.Hostname, mirrorcfg.SlavesKey)
+	synchronous, badSync := cfg.Expand(server.Hostname, mirrorcfg.SyncKey)
+	for _, peer := range synchronous {
+		if !slices.Contains(peers, peer) {
+			peers = append(peers, peer)
+		}
+	}
+	status := 0
+	err := errors.Join(badSlaves, badSync)
+	switch {
+	case err != nil && len(peers) > 0:
+		status = h.fatal(server, fmt.Errorf("the push is stored, but queued only for %s: %w: correct the git config on %s",
+			strings.Join(peers, " "), err, server.Hostname))
+	case err != nil:
+		return h.notQueued(server, cfg.Name, err)
+	case len(peers) == 0:
 		return 0
 	}
-	var id string
-	if err == nil {
-		id, err = Enqueue(server, h.Programs, inbox.Event{Repository: cfg.Name, Peers: peers, Origin: inbox.OriginList}, h.Stderr)
-	}
+	id, err := Enqueue(server, h.Programs, inbox.Event{Repository: cfg.Name, Peers: peers, Origin: inbox.OriginList}, h.Stderr)
 	if err != nil {
 		return h.notQueued(server, cfg.Name, err)
 	}
-	synchronous, err := cfg.Expand(server.Hostname, mirrorcfg.SyncKey)
-	if err != nil || len(synchronous) == 0 {
-		return 0
+	if len(synchronous) > 0 {
+		status = max(status, h.await(ctx, server, id, cfg.Name, synchronous))
 	}
-	return h.await(ctx, server, id, cfg.Name, synchronous)
+	return status
 }
 
 // notQueued says what did not happen and how to make up for it. Server is nil

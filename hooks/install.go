@@ -51,14 +51,12 @@ func installOne(hook, program string) ([]string, error) {
 	}
 	var changes []string
 	if _, err := os.Lstat(hook); err == nil && !isOurs(hook) {
-		next := hook + nextSuffix
-		if _, err := os.Lstat(next); !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s is not ours, and %s, where it would be kept, exists: rename one of them", hook, next)
-		}
-		if err := os.Rename(hook, next); err != nil {
+		if err := keep(hook, hook+nextSuffix); err != nil {
 			return nil, err
 		}
-		changes = append(changes, fmt.Sprintf("%s kept as %s, runs after ours", hook, filepath.Base(next)))
+		changes = append(changes, fmt.Sprintf("%s kept as %s, runs after ours", hook, filepath.Base(hook)+nextSuffix))
+	} else if err == nil && target != "" {
+		changes = append(changes, fmt.Sprintf("%s was a link to %s", hook, target))
 	}
 	// A link is put in place by renaming: between removal and creation a push
 	// would pass unseen.
@@ -73,6 +71,26 @@ func installOne(hook, program string) ([]string, error) {
 		return changes, err
 	}
 	return append(changes, fmt.Sprintf("%s -> %s", hook, program)), nil
+}
+
+// keep gives the hook its second name; the first one stays until ours takes its
+// place, so that no push finds no hook. An Install that ended between the two is
+// taken up where it stopped.
+func keep(hook, next string) error {
+	mine, err := os.Lstat(hook)
+	if err != nil {
+		return err
+	}
+	switch other, err := os.Lstat(next); {
+	case err == nil && os.SameFile(mine, other):
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s is not ours, and %s, where it would be kept, exists: rename one of them", hook, next)
+	}
+	if os.Link(hook, next) == nil {
+		return nil
+	}
+	return os.Rename(hook, next) // a file system without hard links
 }
 
 // Installed reports whether the repository's hooks are ours and can run.

@@ -13,7 +13,13 @@ import (
 )
 
 // ErrNoRepo is wrapped when a repository is not on this server.
-var ErrNoRepo = fmt.Errorf("no such repository: %w", fs.ErrNotExist)
+var ErrNoRepo error = noRepo{}
+
+// noRepo is fs.ErrNotExist in words that fit.
+type noRepo struct{}
+
+func (noRepo) Error() string        { return "no such repository" }
+func (noRepo) Is(target error) bool { return target == fs.ErrNotExist }
 
 // base returns repo_base with its symlinks resolved.
 func (s *Server) base() (string, error) {

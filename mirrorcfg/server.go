@@ -4,11 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/url"
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -234,9 +233,16 @@ func (s *Server) checkWorker() error {
 	return nil
 }
 
+// postgresURL is enough of the form to find a mistake before it is queued.
+var postgresURL = regexp.MustCompile(`^postgres(ql)?://[^/\s]+/[^\s]*$|^postgres(ql)?:///[^\s]+$`)
+
+// listenAddress is ADDRESS:PORT; package net, which could tell better, would
+// cost every hook a start of its own.
+var listenAddress = regexp.MustCompile(`^([^:\s]*|\[[0-9A-Fa-f:.%a-z]+\]):[0-9]{1,5}$`)
+
 func (s *Server) checkURLs() error {
 	for key, addr := range map[string]string{"ssh.listen": s.SSH.Listen, "http.listen": s.HTTP.Listen} {
-		if _, _, err := net.SplitHostPort(addr); addr != "" && err != nil {
+		if addr != "" && !listenAddress.MatchString(addr) {
 			return fmt.Errorf("%s = %q: write \"ADDRESS:PORT\", such as \"127.0.0.1:2222\"", key, addr)
 		}
 	}
@@ -244,8 +250,7 @@ func (s *Server) checkURLs() error {
 		return nil
 	}
 	// The value may carry a password: it is never part of a message.
-	u, err := url.Parse(s.Queue.URL)
-	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") || u.Host == "" {
+	if !postgresURL.MatchString(s.Queue.URL) {
 		return errors.New(`queue.url: write "postgres://USER@HOST/DATABASE", or leave it empty for SQLite in state_dir`)
 	}
 	return nil

@@ -30,6 +30,7 @@ const (
 	Redirect               // pass the user's push on to Host
 	PushNow                // push the repository to Host in the foreground
 	SetMeta                // read metadata and store it
+	Digests                // tell Host the digests of its repositories
 )
 
 // Decision is what becomes of a Request.
@@ -37,7 +38,7 @@ type Decision struct {
 	Action  Action
 	Message string // Refuse: the reason, for a "fatal: " line; else a line for stderr, or ""
 	Host    string // Redirect, PushNow
-	Access  Access // what User needs besides
+	Access  Access // what User needs besides; with Refuse, what they need to be told Message
 	User    User   // who acts, when it is a person
 }
 
@@ -60,7 +61,7 @@ func refuse(format string, args ...any) Decision {
 	return Decision{Message: fmt.Sprintf(format, args...)}
 }
 
-// DecidePeer decides what a peer's request leads to (DESIGN.md section 6.1).
+// DecidePeer decides what a peer's request leads to.
 // Being a peer gives no access by itself: everything depends on what the
 // repository's own configuration says about that peer.
 func DecidePeer(f Facts, peer Peer, req Request) Decision {
@@ -75,6 +76,8 @@ func DecidePeer(f Facts, peer Peer, req Request) Decision {
 		return decideRequestPush(f, peer, req)
 	case RedirectedPush:
 		return decideRedirected(f, peer, req)
+	case MirrorDigest: // of what the asking peer is the master of, and nothing else
+		return Decision{Action: Digests, Host: peer.name}
 	}
 	return refuse("%s <==//== %s: a peer may not send %s", f.Hostname, peer.name, req.Verb)
 }
@@ -110,19 +113,17 @@ func decideFetch(f Facts, peer Peer, req Request) Decision {
 }
 
 func decideRequestPush(f Facts, peer Peer, req Request) Decision {
-	reason := ""
-	switch {
-	case f.role() == mirrorcfg.Local:
-		reason = req.Repo + " is local"
-		if f.Repo == nil {
-			reason = req.Repo + " does not exist here"
+	// One answer for what is none of the peer's business, be it here or not.
+	reason := "not in slave list of " + req.Repo
+	switch f.role() {
+	case mirrorcfg.Master:
+		if f.Repo.IsSlave(f.Hostname, peer.name) {
+			return Decision{Action: PushNow, Host: peer.name}
 		}
-	case f.role() == mirrorcfg.Slave:
-		reason = "the master of " + req.Repo + " is " + f.Repo.Master
-	case !f.Repo.IsSlave(f.Hostname, peer.name):
-		reason = "not in slave list of " + req.Repo
-	default:
-		return Decision{Action: PushNow, Host: peer.name}
+	case mirrorcfg.Slave:
+		if f.Repo.Master == peer.name || f.Repo.Listed(f.Hostname, peer.name) {
+			reason = "the master of " + req.Repo + " is " + f.Repo.Master
+		}
 	}
 	return refuse("%s ==//==> %s refused: %s", f.Hostname, peer.name, reason)
 }
@@ -146,7 +147,7 @@ func decideRedirected(f Facts, peer Peer, req Request) Decision {
 	return refuse("%s <==//== %s redirected push rejected: %s", f.Hostname, peer.name, reason)
 }
 
-// DecideUser decides what a user's request leads to (DESIGN.md section 6.2).
+// DecideUser decides what a user's request leads to.
 // What it allows still needs the decision's Access.
 func DecideUser(f Facts, user User, req Request) Decision {
 	switch req.Verb {
@@ -161,7 +162,7 @@ func DecideUser(f Facts, user User, req Request) Decision {
 	}
 	switch {
 	case f.Repo == nil:
-		return refuse("%s: repository %s is not here, or is not for %s", f.Hostname, req.Repo, user.name)
+		return notForUser(f.Hostname, user, req)
 	case req.Verb != ReceivePack:
 		return Decision{Action: RunGit, Access: Read, User: user}
 	case f.role() != mirrorcfg.Slave:
@@ -170,7 +171,16 @@ func DecideUser(f Facts, user User, req Request) Decision {
 		line := fmt.Sprintf("%s ==== %s (%s) ===> %s", f.Hostname, user.name, req.Repo, f.Repo.Master)
 		return Decision{Action: Redirect, Message: line, Host: f.Repo.Master, Access: Write, User: user}
 	}
-	return refuse("%s", f.Repo.NotMaster(f.Hostname))
+	// The reason says that the repository exists: it is for who may read it.
+	d := refuse("%s", f.Repo.NotMaster(f.Hostname))
+	d.Access, d.User = Read, user
+	return d
+}
+
+// notForUser says the same of a repository that is not here and of one that the
+// user has no right to.
+func notForUser(hostname string, user User, req Request) Decision {
+	return refuse("%s: repository %s is not here, or is not for %s", hostname, req.Repo, user.name)
 }
 
 func (f Facts) role() mirrorcfg.Role {

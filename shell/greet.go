@@ -53,7 +53,8 @@ func (s *Session) greet(ctx context.Context, name string, user User, req Request
 		reply.Verbs = []Verb{Info, ReceivePack, UploadPack, UploadArchive}
 		var err error
 		if reply.Repositories, err = s.repositories(ctx, user); err != nil {
-			status = s.refuse("user "+name, err)
+			told := s.Server.Hostname + ": some repositories cannot be read, please tell the administrator; the others follow"
+			status = s.refuse("user "+name, hidden{told, err}) // paths are none of the user's business
 		}
 	}
 	if req.Back {
@@ -85,6 +86,9 @@ func (s *Session) repositories(ctx context.Context, user User) ([]Repository, er
 	names, err := s.Server.Repositories()
 	var list []Repository
 	for _, name := range names {
+		if ctx.Err() != nil {
+			return list, ctx.Err() // the client is gone
+		}
 		cfg, _, err := s.Server.OpenRepo(ctx, name)
 		if err != nil {
 			s.Log.Error("repository left out of info", "repository", name, "error", err)

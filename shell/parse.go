@@ -20,21 +20,42 @@ const (
 	UploadArchive Verb = "git-upload-archive"
 	RequestPush   Verb = "request-push"
 	MirrorMeta    Verb = "mirror-meta"
+	MirrorDigest  Verb = "mirror-digest"
 	// RedirectedPush is a user's push that a slave passes on to the master:
 	// USER=alice SOC=git-receive-pack 'REPO'.
 	RedirectedPush Verb = "USER="
 )
 
 // peerVerbs are announced by `info --json`.
-var peerVerbs = []Verb{Info, ReceivePack, UploadPack, RequestPush, RedirectedPush, MirrorMeta}
+var peerVerbs = []Verb{Info, ReceivePack, UploadPack, RequestPush, RedirectedPush, MirrorMeta, MirrorDigest}
 
 // Request is one parsed command. Repo and User have passed their grammars.
 type Request struct {
 	Verb Verb
-	Repo string // "" for Info
+	Repo string // "" for Info and MirrorDigest
 	User string // RedirectedPush only
 	JSON bool   // Info only
 	Back bool   // Info only: also try the way back to the asking peer
+}
+
+// Command writes a request as a client sends it: Parse gives the request back.
+func (r Request) Command() string {
+	switch r.Verb {
+	case Info:
+		words := []string{string(Info)}
+		if r.JSON {
+			words = append(words, "--json")
+		}
+		if r.Back {
+			words = append(words, "--back")
+		}
+		return strings.Join(words, " ")
+	case MirrorDigest:
+		return string(MirrorDigest)
+	case RedirectedPush:
+		return fmt.Sprintf("%s%s SOC=%s '%s'", RedirectedPush, r.User, ReceivePack, r.Repo)
+	}
+	return fmt.Sprintf("%s '%s'", r.Verb, r.Repo)
 }
 
 // maxCommand is far above the longest valid command: a verb and a name.
@@ -47,18 +68,23 @@ func Parse(command string) (Request, error) {
 	if err := checkText(command); err != nil {
 		return Request{}, err
 	}
-	verb, rest, _ := strings.Cut(command, " ")
+	verb, rest, more := strings.Cut(command, " ")
 	if verb == "git" { // newer clients may send "git receive-pack 'x'"
 		sub, arg, _ := strings.Cut(rest, " ")
 		verb, rest = "git-"+sub, arg
 	}
 	switch {
 	case command == "" || verb == string(Info):
-		return parseInfo(rest)
+		return parseInfo(rest, more)
 	case strings.HasPrefix(verb, string(RedirectedPush)):
 		return parseRedirected(strings.TrimPrefix(verb, string(RedirectedPush)), rest)
 	}
 	switch v := Verb(verb); v {
+	case MirrorDigest:
+		if more {
+			return Request{}, errors.New("mirror-digest takes no arguments")
+		}
+		return Request{Verb: v}, nil
 	case ReceivePack, UploadPack, UploadArchive, RequestPush, MirrorMeta:
 		repo, err := parseRepo(rest)
 		return Request{Verb: v, Repo: repo}, err
@@ -79,9 +105,12 @@ func checkText(command string) error {
 	return nil
 }
 
-func parseInfo(options string) (Request, error) {
+func parseInfo(options string, any bool) (Request, error) {
 	req := Request{Verb: Info}
-	for _, word := range strings.Fields(options) {
+	if !any {
+		return req, nil
+	}
+	for word := range strings.SplitSeq(options, " ") {
 		switch word {
 		case "--json":
 			req.JSON = true

@@ -1,6 +1,7 @@
 package shell
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,8 @@ type Session struct {
 	// Exec runs a program as the rest of the session and returns its exit
 	// status. Under sshd it replaces this process and does not return.
 	Exec func(ctx context.Context, env []string, argv ...string) (int, error)
+
+	patience time.Duration // for the authorize command; 0: authorizeTimeout
 }
 
 // ServePeer carries out the command of a peer and returns the exit status.
@@ -38,6 +41,9 @@ func (s *Session) ServePeer(ctx context.Context, peer Peer) int {
 	who := "peer " + peer.name
 	req, facts, repo, err := s.prepare(ctx)
 	if err != nil {
+		if req.Verb == UploadPack { // the error would say that the repository exists
+			err = hidden{DecidePeer(Facts{Hostname: facts.Hostname}, peer, req).Message, err}
+		}
 		return s.refuse(who, err)
 	}
 	d := DecidePeer(facts, peer, req)
@@ -45,7 +51,7 @@ func (s *Session) ServePeer(ctx context.Context, peer Peer) int {
 	if d.User.name != "" { // a redirected push is the user's, and has the user's rights
 		env = []string{mirrorcfg.EnvUser + "=" + d.User.name}
 	}
-	return s.run(ctx, who, d, req, facts, repo, env, peer.name)
+	return s.run(ctx, who, d, req, repo, env, peer.name)
 }
 
 // ServeUser carries out the command of a user and returns the exit status.
@@ -53,13 +59,20 @@ func (s *Session) ServeUser(ctx context.Context, user User) int {
 	who := "user " + user.name
 	req, facts, repo, err := s.prepare(ctx)
 	if err != nil {
+		if req.Repo != "" { // the error says that the repository exists
+			if denied := s.authorize(ctx, Decision{Access: Read, User: user}, req); denied != nil {
+				err = hidden{denied.Error(), err}
+			}
+		}
 		return s.refuse(who, err)
 	}
 	env := []string{mirrorcfg.EnvUser + "=" + user.name}
-	return s.run(ctx, who, DecideUser(facts, user, req), req, facts, repo, env, user.name)
+	return s.run(ctx, who, DecideUser(facts, user, req), req, repo, env, user.name)
 }
 
-// prepare parses the command and looks up what the decision needs.
+// prepare parses the command and looks up what the decision needs. With an
+// error, Request.Repo is "" when the command is to blame, and else the name of
+// the repository that is.
 func (s *Session) prepare(ctx context.Context) (Request, Facts, git.Repo, error) {
 	facts := Facts{Hostname: s.Server.Hostname}
 	req, err := Parse(s.Command)
@@ -74,19 +87,33 @@ func (s *Session) prepare(ctx context.Context) (Request, Facts, git.Repo, error)
 	return req, facts, repo, err
 }
 
+// hidden is an error of which the client is told less than the log.
+type hidden struct {
+	told  string
+	cause error
+}
+
+func (h hidden) Error() string { return h.told }
+func (h hidden) Unwrap() error { return h.cause }
+
 // refuse tells the client and the log, and returns exit status 1.
 func (s *Session) refuse(who string, reason error) int {
+	args := []any{"who", who, "from", s.From, "command", fmt.Sprintf("%.200q", s.Command), "reason", reason.Error()}
+	var h hidden
+	if errors.As(reason, &h) {
+		args = append(args, "cause", h.cause)
+	}
+	s.Log.Warn("refused", args...) // first: the client may be gone
 	fmt.Fprintf(s.Stderr, "fatal: %s\n", proc.OneLine(reason.Error(), 400))
-	s.Log.Warn("refused", "who", who, "from", s.From, "command", fmt.Sprintf("%.200q", s.Command), "reason", reason.Error())
 	return 1
 }
 
-func (s *Session) run(ctx context.Context, who string, d Decision, req Request, facts Facts, repo git.Repo, env []string, name string) int {
-	if d.Action == Refuse {
-		return s.refuse(who, errors.New(d.Message))
-	}
+func (s *Session) run(ctx context.Context, who string, d Decision, req Request, repo git.Repo, env []string, name string) int {
 	if err := s.authorize(ctx, d, req); err != nil {
 		return s.refuse(who, err)
+	}
+	if d.Action == Refuse {
+		return s.refuse(who, errors.New(d.Message))
 	}
 	if d.Message != "" {
 		fmt.Fprintln(s.Stderr, d.Message)
@@ -101,8 +128,10 @@ func (s *Session) run(ctx context.Context, who string, d Decision, req Request, 
 		}
 		return 0
 	case Redirect:
-		command := fmt.Sprintf("USER=%s SOC=%s '%s'", d.User.name, ReceivePack, req.Repo)
-		return s.exec(ctx, who, proc.Env(), proc.SSH(d.Host, command)...)
+		redirected := Request{Verb: RedirectedPush, User: d.User.name, Repo: req.Repo}
+		return s.exec(ctx, who, proc.Env(), proc.SSH(d.Host, redirected.Command())...)
+	case Digests:
+		return s.exec(ctx, who, proc.Env(), s.Mirrord, "--config", s.Server.File, "mirror-digest", "--", d.Host)
 	case PushNow:
 		return s.exec(ctx, who, proc.Env(), s.Mirrord, "--config", s.Server.File, "request-push", "--fg", "--", req.Repo, d.Host)
 	}
@@ -125,7 +154,7 @@ func (s *Session) runGit(ctx context.Context, who string, d Decision, req Reques
 	if d.User.name != "" {
 		env = append(env, "GL_USER="+d.User.name)
 		if cmd := s.Server.Users.Exec; len(cmd) > 0 {
-			env = append(env, fmt.Sprintf("SSH_ORIGINAL_COMMAND=%s '%s'", verb, req.Repo))
+			env = append(env, "SSH_ORIGINAL_COMMAND="+Request{Verb: verb, Repo: req.Repo}.Command())
 			return s.exec(ctx, who, proc.Env(env...), append(append([]string{}, cmd...), d.User.name)...)
 		}
 	}
@@ -170,19 +199,24 @@ func (s *Session) authorize(ctx context.Context, d Decision, req Request) error 
 		return nil
 	}
 	allowed, err := s.ask(ctx, cmd, d.User, d.Access, req.Repo)
+	if allowed {
+		return nil
+	}
+	denied := notForUser(s.Server.Hostname, d.User, req).Message
 	if err != nil {
-		s.Log.Error("authorize command failed", "error", err)
+		return hidden{denied, fmt.Errorf("authorize command: %w", err)}
 	}
-	if !allowed {
-		return fmt.Errorf("%s: repository %s is not here, or is not for %s", s.Server.Hostname, req.Repo, d.User.name)
-	}
-	return nil
+	return errors.New(denied)
 }
 
 // ask runs the authorize command. Only exit status 0 allows; an error is a
 // command that could not be run or was ended.
 func (s *Session) ask(ctx context.Context, cmd []string, user User, access Access, repo string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, authorizeTimeout)
+	timeout := s.patience
+	if timeout == 0 {
+		timeout = authorizeTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	argv := append(append([]string{}, cmd...), user.name, string(access), repo)
 	_, err := proc.Run(proc.Command(ctx, proc.Env(mirrorcfg.EnvConfig+"="+s.Server.File), argv...))
@@ -200,14 +234,24 @@ type metadata struct {
 // maxMetadata bounds what is read before it is known to be sound.
 const maxMetadata = 1 << 20
 
-// headTarget is a branch that HEAD may point to.
-var headTarget = regexp.MustCompile(`^refs/heads/[^\x00-\x20\x7f~^:?*\[\\]+$`)
+// branch is a name that git's check-ref-format accepts below refs/heads/, by our
+// own reading: git itself looks no further than at the "refs/" before 2.38.
+var (
+	branch    = regexp.MustCompile(`^refs/heads(/[^\x00-\x20\x7f~^:?*\[\\/]+)+$`)
+	notBranch = regexp.MustCompile(`\.\.|@\{|/\.|\.$|\.lock(/|$)`)
+)
 
 // setMeta reads one JSON object and stores what it says.
 func (s *Session) setMeta(ctx context.Context, repo git.Repo) error {
-	data, err := io.ReadAll(io.LimitReader(s.Stdin, maxMetadata))
+	data, err := io.ReadAll(io.LimitReader(s.Stdin, maxMetadata+1))
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: metadata: %w", s.Server.Hostname, err)
+	}
+	if len(data) > maxMetadata {
+		return fmt.Errorf("%s: metadata: more than %d bytes", s.Server.Hostname, maxMetadata)
+	}
+	if !bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{")) { // null would pass for an empty object
+		return fmt.Errorf("%s: metadata: not a JSON object", s.Server.Hostname)
 	}
 	var meta metadata
 	if err := json.Unmarshal(data, &meta); err != nil {
@@ -216,10 +260,13 @@ func (s *Session) setMeta(ctx context.Context, repo git.Repo) error {
 	if meta.Head == "" {
 		return nil
 	}
-	if !headTarget.MatchString(meta.Head) {
+	if !branch.MatchString(meta.Head) || notBranch.MatchString(meta.Head) {
 		return fmt.Errorf("%s: metadata: HEAD cannot point to %.80q", s.Server.Hostname, meta.Head)
 	}
-	return repo.SetHead(ctx, meta.Head) // git checks the rest of the name's form
+	if err := repo.SetHead(ctx, meta.Head); err != nil {
+		return fmt.Errorf("%s: metadata: set HEAD: %w", s.Server.Hostname, err)
+	}
+	return nil
 }
 
 // ExecReplace replaces this process, so that nothing of ours stays between sshd

@@ -2,20 +2,13 @@ package shell
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	gliderssh "github.com/gliderlabs/ssh"
@@ -25,15 +18,6 @@ import (
 	"mirror-shell/mirrorcfg"
 )
 
-// Limits of the built-in server. They are generous for people and mean to
-// whoever opens connections for their own sake.
-const (
-	handshakeTimeout  = 20 * time.Second // from accept to the first session
-	idleTimeout       = 10 * time.Minute // git itself says something every few seconds
-	maxConnections    = 256
-	maxSessionsPerSSH = 10 // as stock sshd's MaxSessions
-)
-
 // SSHServer is the built-in ssh server: the same keys, requests and decisions as
 // under sshd, for machines without one.
 type SSHServer struct {
@@ -41,6 +25,8 @@ type SSHServer struct {
 	Keys    AuthorizedKeys
 	Mirrord string
 	Log     *slog.Logger
+
+	limits limits // the zero value stands for defaultLimits
 }
 
 // keyExtension holds the authenticated key in a connection's permissions. The
@@ -50,49 +36,56 @@ const keyExtension = "mirror-shell-key"
 
 // Serve serves l until ctx ends, then closes what is open and waits for it.
 func (s *SSHServer) Serve(ctx context.Context, l net.Listener) error {
+	defer l.Close()
 	hostKey, err := HostKey(filepath.Join(s.Server.StateDir, "ssh_host_ed25519_key"))
 	if err != nil {
 		return err
 	}
-	var sessions sync.WaitGroup
+	limits := s.bounds()
+	d := &door{Listener: l, limits: limits, conns: map[*doorConn]struct{}{}}
 	server := &gliderssh.Server{
-		HostSigners:                   []gliderssh.Signer{hostKey},
-		Version:                       "mirror-shell",
-		IdleTimeout:                   idleTimeout,
-		PublicKeyHandler:              s.authenticate,
-		ServerConfigCallback:          serverConfig,
-		ConnCallback:                  func(c gliderssh.Context, conn net.Conn) net.Conn { return newGuardedConn(c, conn) },
-		PtyCallback:                   func(gliderssh.Context, gliderssh.Pty) bool { return false },
-		LocalPortForwardingCallback:   nil, // nothing is forwarded
-		ReversePortForwardingCallback: nil,
-		SubsystemHandlers:             map[string]gliderssh.SubsystemHandler{},
-		RequestHandlers:               map[string]gliderssh.RequestHandler{},
-		ChannelHandlers:               map[string]gliderssh.ChannelHandler{"session": gliderssh.DefaultSessionHandler},
-		SessionRequestCallback:        func(sess gliderssh.Session, _ string) bool { return admit(sess.Context()) },
+		HostSigners:            []gliderssh.Signer{hostKey},
+		Version:                "mirror-shell",
+		IdleTimeout:            limits.idle,
+		PublicKeyHandler:       s.authenticate,
+		ServerConfigCallback:   serverConfig,
+		ConnCallback:           d.introduce,
+		PtyCallback:            func(gliderssh.Context, gliderssh.Pty) bool { return false },
+		SubsystemHandlers:      map[string]gliderssh.SubsystemHandler{},
+		RequestHandlers:        map[string]gliderssh.RequestHandler{}, // nothing is forwarded
+		ChannelHandlers:        map[string]gliderssh.ChannelHandler{"session": d.openChannel},
+		SessionRequestCallback: func(sess gliderssh.Session, _ string) bool { return d.startSession(sess.Context()) },
 		Handler: func(sess gliderssh.Session) {
-			sessions.Add(1)
-			defer sessions.Done()
-			defer leave(sess.Context())
+			defer d.endSession(sess.Context())
 			sess.Exit(s.session(ctx, sess))
 		},
 		ConnectionFailedCallback: func(conn net.Conn, err error) {
 			s.Log.Info("ssh connection failed", "from", conn.RemoteAddr(), "error", err)
 		},
 	}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
-	defer stop()
-	err = server.Serve(&limitListener{Listener: l, slots: make(chan struct{}, maxConnections)})
-	sessions.Wait()
-	if ctx.Err() != nil || errors.Is(err, gliderssh.ErrServerClosed) {
+	// The library's own Close is not enough: it forgets that it was called when
+	// Serve comes after it, and does not know connections before their login.
+	defer context.AfterFunc(ctx, func() { d.Close() })()
+	err = server.Serve(d)
+	d.Close()
+	d.work.Wait()
+	if ctx.Err() != nil {
 		return nil
 	}
 	return err
 }
 
-// serverConfig sets what the library would leave to defaults. AES-GCM costs the
-// least on today's processors.
+func (s *SSHServer) bounds() limits {
+	if s.limits == (limits{}) {
+		return defaultLimits
+	}
+	return s.limits
+}
+
+// serverConfig sets what the library would leave to defaults, among which are
+// signatures with SHA-1. AES-GCM costs the least on today's processors.
 func serverConfig(gliderssh.Context) *ssh.ServerConfig {
-	config := &ssh.ServerConfig{MaxAuthTries: 10}
+	config := &ssh.ServerConfig{MaxAuthTries: 10, PublicKeyAuthAlgorithms: ssh.SupportedAlgorithms().PublicKeyAuths}
 	config.Ciphers = []string{"aes256-gcm@openssh.com", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr", "aes128-ctr"}
 	return config
 }
@@ -123,7 +116,9 @@ func (s *SSHServer) session(ctx context.Context, sess gliderssh.Session) int {
 		Server: s.Server, Mirrord: s.Mirrord, Command: sess.RawCommand(), From: sess.RemoteAddr().String(),
 		Stdin: sess, Stdout: sess, Stderr: sess.Stderr(), Log: s.Log,
 	}
-	session.Exec = session.child
+	session.Exec = func(ctx context.Context, env []string, argv ...string) (int, error) {
+		return session.child(ctx, s.bounds().linger, env, argv...)
+	}
 	for _, v := range sess.Environ() {
 		if value, ok := strings.CutPrefix(v, "GIT_PROTOCOL="); ok {
 			session.GitProtocol = value
@@ -163,8 +158,22 @@ func (s *SSHServer) identity(sess gliderssh.Session) (KeyEntry, error) {
 // child runs a program for a session that cannot become it. Standard input goes
 // through a pipe of its own: a program that does not read it all must not keep
 // the session open until the client hangs up.
-func (s *Session) child(ctx context.Context, env []string, argv ...string) (int, error) {
-	cmd := proc.Command(ctx, env, argv...)
+//
+// When ctx ends, because the client went away or the server stops, the program's
+// streams end with the connection. That is all that sshd does too, and what git
+// is made for: a push that came whole is finished, hooks included, and any other
+// comes to nothing. Only what still runs after linger is ended.
+func (s *Session) child(ctx context.Context, linger time.Duration, env []string, argv ...string) (int, error) {
+	running, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(linger):
+			end()
+		case <-running.Done():
+		}
+	})()
+	cmd := proc.Command(running, env, argv...)
 	cmd.Stdout, cmd.Stderr = s.Stdout, s.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -181,139 +190,4 @@ func (s *Session) child(ctx context.Context, env []string, argv ...string) (int,
 		return code, nil
 	}
 	return 1, nil // ended by a signal
-}
-
-// connState counts the sessions of a connection and knows its transport.
-type connState struct {
-	conn     *guardedConn
-	sessions atomic.Int32
-}
-
-type connStateKey struct{}
-
-// admit allows one more session on the connection, whose first one also ends the
-// time that a handshake may take.
-func admit(ctx gliderssh.Context) bool {
-	state, ok := ctx.Value(connStateKey{}).(*connState)
-	if !ok || state.sessions.Add(1) > maxSessionsPerSSH {
-		return false
-	}
-	state.conn.admitted()
-	return true
-}
-
-func leave(ctx gliderssh.Context) {
-	if state, ok := ctx.Value(connStateKey{}).(*connState); ok {
-		state.sessions.Add(-1)
-	}
-}
-
-// guardedConn holds a connection to one deadline until a session was admitted,
-// however often the library moves its idle deadline: a client that sends a byte
-// a minute would keep a slot for ever.
-type guardedConn struct {
-	net.Conn
-	mu    sync.Mutex
-	until time.Time // zero: admitted
-}
-
-func newGuardedConn(ctx gliderssh.Context, conn net.Conn) *guardedConn {
-	g := &guardedConn{Conn: conn, until: time.Now().Add(handshakeTimeout)}
-	conn.SetDeadline(g.until)
-	ctx.SetValue(connStateKey{}, &connState{conn: g})
-	return g
-}
-
-func (g *guardedConn) SetDeadline(t time.Time) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.until.IsZero() && (t.IsZero() || t.After(g.until)) {
-		t = g.until
-	}
-	return g.Conn.SetDeadline(t)
-}
-
-func (g *guardedConn) admitted() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.until = time.Time{}
-	g.Conn.SetDeadline(time.Now().Add(idleTimeout))
-}
-
-// limitListener closes connections beyond its slots at once.
-type limitListener struct {
-	net.Listener
-	slots chan struct{}
-}
-
-func (l *limitListener) Accept() (net.Conn, error) {
-	for {
-		conn, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		select {
-		case l.slots <- struct{}{}:
-			return &limitConn{Conn: conn, release: sync.OnceFunc(func() { <-l.slots })}, nil
-		default:
-			conn.Close()
-		}
-	}
-}
-
-type limitConn struct {
-	net.Conn
-	release func()
-}
-
-func (c *limitConn) Close() error {
-	defer c.release()
-	return c.Conn.Close()
-}
-
-// HostKey reads the server's host key and makes it (ed25519, 0600) when there is
-// none. Two servers that start at once agree on one.
-func HostKey(file string) (ssh.Signer, error) {
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := makeHostKey(file); err != nil {
-			return nil, fmt.Errorf("make host key: %w", err)
-		}
-		data, err = os.ReadFile(file)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("host key: %w", err)
-	}
-	signer, err := ssh.ParsePrivateKey(data)
-	if err != nil {
-		return nil, fmt.Errorf("host key %s: %w", file, err)
-	}
-	return signer, nil
-}
-
-func makeHostKey(file string) error {
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return err
-	}
-	block, err := ssh.MarshalPrivateKey(private, "mirror-shell host key")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-		return err
-	}
-	temp, err := os.CreateTemp(filepath.Dir(file), ".hostkey-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temp.Name())
-	_, err = temp.Write(pem.EncodeToMemory(block))
-	if err = errors.Join(err, temp.Sync(), temp.Close()); err != nil {
-		return err
-	}
-	if err := os.Link(temp.Name(), file); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return nil
 }

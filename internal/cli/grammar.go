@@ -31,15 +31,16 @@ type Grammar struct {
 	InstallHooks HooksCmd       `cmd:"" help:"Put the hooks into repositories; existing hooks are kept and go on running."`
 	Pause        PeerArgCmd     `cmd:"" help:"Stop pushing to a peer; what arrives meanwhile is kept."`
 	Resume       PeerArgCmd     `cmd:"" help:"Push to a paused peer again."`
-	Forget       ForgetCmd      `cmd:"" help:"Forget the jobs and the memory of a repository, which itself is not touched."`
+	Forget       ForgetCmd      `cmd:"" help:"Forget the jobs and the memory of a repository, which itself is not touched; for one that is gone, or whose master has changed."`
 	Serve        struct{}       `cmd:"" help:"Run the worker (and the built-in ssh server, if configured) until ended."`
 	Drain        struct{}       `cmd:"" help:"Run the worker until nothing is left to do; for a timer, and started by the hook."`
 	Demo         DemoCmd        `cmd:"" help:"Show it all: three servers on this machine, real pushes, the result."`
 
-	Peer  IdentityCmd `cmd:"" hidden:"" help:"Forced command of a peer (set in authorized_keys)."`
-	User  IdentityCmd `cmd:"" hidden:"" help:"Forced command of a user (set in authorized_keys)."`
-	Await AwaitCmd    `cmd:"" hidden:"" help:"Wait until a repository's jobs for some peers are done (used by post-receive)."`
-	SSH   SSHCmd      `cmd:"" name:"demo-ssh" hidden:"" help:"A minimal ssh client (used by demo)." passthrough:""`
+	Peer         IdentityCmd `cmd:"" hidden:"" help:"Forced command of a peer (set in authorized_keys)."`
+	User         IdentityCmd `cmd:"" hidden:"" help:"Forced command of a user (set in authorized_keys)."`
+	Await        AwaitCmd    `cmd:"" hidden:"" help:"Wait until a repository's jobs for some peers are done (used by post-receive)."`
+	MirrorDigest IdentityCmd `cmd:"" hidden:"" help:"Tell a peer the digests of the repositories that it is the master of (run for the verb mirror-digest)."`
+	SSH          SSHCmd      `cmd:"" name:"demo-ssh" hidden:"" help:"A minimal ssh client (used by demo)." passthrough:""`
 }
 
 // RequestPushCmd is request-push REPO [-fg] [PEER|KEY]...
@@ -51,6 +52,7 @@ type RequestPushCmd struct {
 
 // SyncCmd is sync [--key KEY] [REPO|GLOB]...
 type SyncCmd struct {
+	DryRun       bool     `short:"n" help:"Only compare, and name what differs."`
 	Key          string   `help:"List key whose peers are compared (default: gitolite.mirror.slaves and gitolite.mirror.sync)." placeholder:"KEY"`
 	JSON         bool     `name:"json" help:"Print the result as JSON."`
 	Quiet        bool     `short:"q" help:"Print failures and the summary only when there are failures; for cron."`
@@ -72,19 +74,19 @@ type DoctorCmd struct {
 // AddKeyCmd is add-peer and add-user.
 type AddKeyCmd struct {
 	File           string `arg:"" name:"file.pub" help:"File with one public key."`
-	AuthorizedKeys string `help:"File to edit." default:"~/.ssh/authorized_keys" placeholder:"FILE"`
+	AuthorizedKeys string `help:"File to edit (default: ~/.ssh/authorized_keys)." default:"~/.ssh/authorized_keys" placeholder:"FILE"`
 }
 
 // NameCmd is remove-peer and remove-user.
 type NameCmd struct {
 	Name           string `arg:"" help:"Name."`
-	AuthorizedKeys string `help:"File to edit." default:"~/.ssh/authorized_keys" placeholder:"FILE"`
+	AuthorizedKeys string `help:"File to edit (default: ~/.ssh/authorized_keys)." default:"~/.ssh/authorized_keys" placeholder:"FILE"`
 }
 
 // ListKeysCmd is list-keys.
 type ListKeysCmd struct {
 	JSON           bool   `name:"json" help:"Print JSON."`
-	AuthorizedKeys string `help:"File to read." default:"~/.ssh/authorized_keys" placeholder:"FILE"`
+	AuthorizedKeys string `help:"File to read (default: ~/.ssh/authorized_keys)." default:"~/.ssh/authorized_keys" placeholder:"FILE"`
 }
 
 // HooksCmd is install-hooks [REPO|--all].

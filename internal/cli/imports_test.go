@@ -23,17 +23,18 @@ var allowed = map[string]string{
 	"hooks":         "internal/git internal/inbox internal/proc mirrorcfg",
 	"shell":         "internal/git internal/proc mirrorcfg",
 	"peer":          "internal/digest internal/git internal/proc internal/refset internal/sendpack mirrorcfg",
-	"peer/peertest": "internal/git internal/proc mirrorcfg peer",
+	"peer/peertest": "internal/digest internal/git internal/proc mirrorcfg peer",
 
 	"mirrorcfg":         "internal/git",
 	"internal/queue":    "internal/inbox",
 	"internal/git":      "internal/proc",
 	"internal/inbox":    "",
-	"internal/digest":   "",
+	"internal/digest":   "internal/git mirrorcfg",
 	"internal/refset":   "",
 	"internal/sendpack": "",
 	"internal/proc":     "",
 	"internal/testenv":  "",
+	"internal/bench":    "",
 }
 
 func goList(t *testing.T, args ...string) []string {

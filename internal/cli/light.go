@@ -19,6 +19,7 @@ import (
 
 // forced serves one ssh session of a peer or a user.
 func (p *Program) forced(ctx context.Context) error {
+	dropClientEnvironment()
 	server, err := p.Server()
 	if err != nil {
 		// The client learns that it is not their fault; the administrator, who
@@ -39,6 +40,19 @@ func (p *Program) forced(ctx context.Context) error {
 		Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Log: log, Exec: shell.ExecReplace,
 	}
 	return p.serve(ctx, s)
+}
+
+// dropClientEnvironment forgets what a client could have sent, were sshd told to
+// accept it: with a GIT_EXEC_PATH of theirs git would run their programs. The
+// configuration file is named by the forced command itself, if at all.
+func dropClientEnvironment() {
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		ours := strings.HasPrefix(name, "MIRROR_SHELL_") || strings.HasPrefix(name, "GIT_") && name != "GIT_PROTOCOL"
+		if ours || strings.HasPrefix(name, "XDG_") || strings.HasPrefix(name, "GL_") || name == "TMPDIR" {
+			os.Unsetenv(name)
+		}
+	}
 }
 
 func (p *Program) serve(ctx context.Context, s *shell.Session) error {

@@ -55,11 +55,14 @@ type Error struct {
 	Err     error  // *exec.ExitError, *exec.Error or a context's error
 }
 
+// maxQuote is how much of a child's standard error is part of a message, in bytes.
+const maxQuote = 500
+
 func (e *Error) Error() string {
 	if e.Stderr == "" {
 		return fmt.Sprintf("%s: %v", e.Program, e.Err)
 	}
-	return fmt.Sprintf("%s: %v: %s", e.Program, e.Err, e.Stderr)
+	return fmt.Sprintf("%s: %v: %s", e.Program, e.Err, OneLine(e.Stderr, maxQuote))
 }
 
 func (e *Error) Unwrap() error { return e.Err }

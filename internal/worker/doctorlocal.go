@@ -84,7 +84,7 @@ func directory(key, dir string, mask fs.FileMode) Finding {
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && key == "state_dir":
-		return Finding{key, ok, dir + " will be made at the first push", ""}
+		return Finding{key, ok, dir + " does not exist yet and is made when it is needed", ""}
 	case err != nil:
 		return Finding{key, fail, err.Error(), "create it, or correct " + key + " in the configuration"}
 	case !info.IsDir():
@@ -179,7 +179,7 @@ func (c *command) examineKeys() ([]Finding, map[string]bool) {
 			users++
 		}
 	}
-	findings := []Finding{{"keys", ok, fmt.Sprintf("%d peers and %d keys of users may come in", len(peers), users), ""}}
+	findings := []Finding{{"keys", ok, fmt.Sprintf("peers that may come in: %d, keys of users: %d", len(peers), users), ""}}
 	for _, path := range []string{home, filepath.Dir(file), file} {
 		if info, err := os.Stat(path); err == nil && info.Mode()&0o022 != 0 {
 			findings = append(findings, Finding{"keys", fail, "others may write to " + path + ": sshd ignores the keys", "chmod go-w " + path})
