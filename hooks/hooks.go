@@ -31,6 +31,7 @@ import (
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/inbox"
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/refset"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -148,6 +149,10 @@ func (h *Hook) PostReceive(ctx context.Context) int {
 		status = h.notQueued(nil, strings.TrimSuffix(filepath.Base(h.Dir), ".git"), err)
 	} else if cfg.Role(server.Hostname) == mirrorcfg.Master {
 		status = h.queue(ctx, server, cfg)
+	} else if err := refset.Remove(server.StateDir, cfg.Name); err != nil {
+		// What we knew of other servers from a time when we were the master must
+		// not decide what may be overwritten there when we are it again.
+		logError(server, "old memory of peers not removed", err, "repository", cfg.Name)
 	}
 	if next := h.next("post-receive"); next != 0 {
 		return next

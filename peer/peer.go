@@ -87,6 +87,11 @@ type Job struct {
 // processes. Errors may wrap the sentinels above, mirrorcfg.ErrNoRepo, or a
 // context's error.
 func Sync(ctx context.Context, server *mirrorcfg.Server, job Job, say io.Writer) (Outcome, error) {
+	name, err := mirrorcfg.CleanRepo(job.Repository) // of "ip1" and "ip1.git", one lock
+	if err != nil {
+		return Outcome{}, err
+	}
+	job.Repository = name
 	unlock, err := lock(ctx, server.StateDir, job)
 	if err != nil {
 		return Outcome{}, err

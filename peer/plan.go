@@ -11,7 +11,6 @@ import (
 type plan struct {
 	commands  []sendpack.Command
 	divergent []sendpack.Command // what we would do, had the peer's value been known
-	missing   []string           // refs of ours whose object cannot be read
 }
 
 // differences lists what separates the peer's refs from ours as commands from
@@ -40,8 +39,6 @@ type knowledge struct {
 	ours func(ref, oid string) bool
 	// contained: our refs contain this object.
 	contained func(oid string) bool
-	// exists: the object can be read here.
-	exists func(oid string) bool
 }
 
 // decide sorts differences into what to do and what to leave. A value at the
@@ -50,12 +47,9 @@ type knowledge struct {
 func decide(diff []sendpack.Command, zero string, k knowledge) plan {
 	var p plan
 	for _, c := range diff {
-		switch {
-		case c.New != zero && !k.exists(c.New):
-			p.missing = append(p.missing, c.Ref)
-		case c.Old != zero && !k.ours(c.Ref, c.Old) && !k.contained(c.Old):
+		if c.Old != zero && !k.ours(c.Ref, c.Old) && !k.contained(c.Old) {
 			p.divergent = append(p.divergent, c)
-		default:
+		} else {
 			p.commands = append(p.commands, c)
 		}
 	}

@@ -2,7 +2,10 @@ package peer
 
 import (
 	"bytes"
+	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"sync"
 
 	"mirror-shell/internal/proc"
@@ -10,7 +13,7 @@ import (
 
 // prefixed passes on what a peer says, line by line, as "remote: …" and without
 // the control characters by which it could write over what we say ourselves.
-func prefixed(w io.Writer) io.Writer { return &remoteLines{w: w} }
+func prefixed(w io.Writer) *remoteLines { return &remoteLines{w: w} }
 
 type remoteLines struct {
 	w    io.Writer
@@ -28,19 +31,44 @@ func (r *remoteLines) Write(p []byte) (int, error) {
 			r.line = append(r.line, p[:min(len(p), maxLine-min(maxLine, len(r.line)))]...)
 			return n, nil
 		}
-		r.line = append(r.line, p[:end]...)
+		r.line = append(r.line, p[:min(end, maxLine-min(maxLine, len(r.line)))]...)
 		p = p[end+1:]
-		if text := proc.OneLine(string(r.line), maxLine); text != "" {
-			if _, err := io.WriteString(r.w, "remote: "+text+"\n"); err != nil {
-				return n, err
-			}
-		}
-		r.line = r.line[:0]
+		r.end()
 	}
 	return n, nil
 }
 
-// oneAtATime lets what ssh, the peer and we ourselves say share a writer.
+// end passes on a last line that has no end.
+func (r *remoteLines) end() {
+	if text := proc.OneLine(string(r.line), maxLine); text != "" {
+		fmt.Fprintf(r.w, "remote: %s\n", text)
+	}
+	r.line = r.line[:0]
+}
+
+// maxTold is how many lines about single refs are said.
+const maxTold = 100
+
+// teller says one line per ref, and of very many only how many more there are.
+type teller struct {
+	say   io.Writer
+	lines int
+}
+
+func (t *teller) line(text string) {
+	if t.lines++; t.lines <= maxTold {
+		fmt.Fprintln(t.say, text)
+	}
+}
+
+func (t *teller) end() {
+	if t.lines > maxTold {
+		fmt.Fprintf(t.say, "   … and %d refs more\n", t.lines-maxTold)
+	}
+}
+
+// oneAtATime lets what ssh, the peer and we ourselves say share a writer. It
+// never fails: that nobody listens any more is no reason to give up a push.
 type oneAtATime struct {
 	mu sync.Mutex
 	w  io.Writer
@@ -49,5 +77,30 @@ type oneAtATime struct {
 func (o *oneAtATime) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.w.Write(p)
+	_, _ = o.w.Write(p)
+	return len(p), nil
 }
+
+// also joins errors on one line; nil ones do not count.
+func also(errs ...error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	switch len(errs) {
+	case 0:
+		return nil
+	case 1:
+		return errs[0]
+	}
+	return &severalErrors{errs}
+}
+
+type severalErrors struct{ errs []error }
+
+func (s *severalErrors) Error() string {
+	var texts []string
+	for _, err := range s.errs {
+		texts = append(texts, err.Error())
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (s *severalErrors) Unwrap() []error { return s.errs }

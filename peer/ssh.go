@@ -1,17 +1,18 @@
 package peer
 
 import (
+	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"mirror-shell/internal/digest"
+	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/refset"
 	"mirror-shell/internal/sendpack"
@@ -22,7 +23,8 @@ import (
 // with ours, decide what may be changed, write down what we are about to send,
 // send it with the old values that we saw (so that a change in between is
 // refused and not overwritten), and judge by the report and the exit status. A
-// second connection is needed only when HEAD has changed.
+// second connection is needed only when HEAD has changed (head.go), or when
+// objects turn out to be unreadable here (objects.go).
 type sshPeer struct {
 	name      string
 	hostname  string // ours
@@ -38,8 +40,9 @@ type syncRun struct {
 	say    io.Writer
 	pulse  *pulse
 	log    *refset.Log
-	ours   map[string]string // our mirrored refs
-	theirs map[string]string // the peer's mirrored refs, kept up to date
+	ours   map[string]string       // our mirrored refs
+	adv    *sendpack.Advertisement // of the latest connection, nil before
+	theirs map[string]string       // the peer's mirrored refs, kept up to date
 	zero   string
 	note   string
 }
@@ -64,87 +67,154 @@ func (p *sshPeer) Sync(ctx context.Context, src Source, say io.Writer) (Outcome,
 	return Outcome{Digest: digest.Of(run.ours), Note: run.note}, nil
 }
 
-// explain adds why the context ended. A peer that went silent before it showed
-// its refs is as good as unreachable.
+// explain says why the context ended, instead of or before what came of it. A
+// peer that went silent before it showed its refs is as good as unreachable.
 func (r *syncRun) explain(ctx context.Context, err error) error {
 	cause := context.Cause(ctx)
 	switch {
 	case cause == nil || errors.Is(err, cause):
 		return err
-	case errors.Is(cause, errStalled) && r.theirs == nil && !errors.Is(err, ErrUnreachable):
-		return fmt.Errorf("%w: %w: %w", ErrUnreachable, cause, err)
+	case errors.Is(cause, errStalled) && r.adv == nil:
+		return fmt.Errorf("%s: %w: %w", r.name, ErrUnreachable, cause)
+	case errors.Is(cause, errStalled):
+		return fmt.Errorf("%s: %w", r.name, cause)
 	}
 	return fmt.Errorf("%w: %w", cause, err)
 }
 
-// sync pushes, and pushes once more without the refs whose history turned out
-// to be incomplete here: one bad ref must not stop the others.
+// sync sends HEAD, then the refs. What is wrong with HEAD alone is told, and
+// does not keep the refs back.
 func (r *syncRun) sync(ctx context.Context) error {
-	if err := r.sendHead(ctx); err != nil {
+	head := headSync{syncRun: r}
+	headErr := head.before(ctx)
+	if headErr != nil && (errors.Is(headErr, ErrUnreachable) || ctx.Err() != nil) {
+		return headErr
+	}
+	err := r.sendRefs(ctx)
+	if headErr == nil {
+		headErr = head.after(ctx, err)
+	}
+	return also(err, headErr)
+}
+
+// sendRefs pushes, and once more when git could not make the pack, without the
+// refs that are to blame: one bad ref must not stop the others.
+func (r *syncRun) sendRefs(ctx context.Context) error {
+	err := r.push(ctx, attempt{})
+	var failed *packFailure
+	if !errors.As(err, &failed) {
 		return err
 	}
-	bad, err := r.push(ctx, nil)
-	if err == nil && len(bad) > 0 {
-		if _, err = r.push(ctx, bad); err == nil {
-			err = fmt.Errorf("cannot be read here, and was not sent: %s: run git fsck in %s", list(slices.Sorted(maps.Keys(bad))), r.src.Repo.Dir)
-		}
+	bad, have, lookErr := r.diagnose(ctx, failed)
+	if lookErr != nil || len(bad) == 0 && slices.Equal(have, failed.have) {
+		return also(err, lookErr)
+	}
+	skip := make(map[string]bool, len(bad))
+	for _, ref := range bad {
+		skip[ref] = true
+	}
+	err = r.push(ctx, attempt{skip: skip, careful: true})
+	if len(bad) > 0 {
+		err = also(err, fmt.Errorf("cannot be read here, and was not sent: %s: run git fsck in %s", list(bad), r.src.Repo.Dir))
 	}
 	return err
 }
 
-// push is one connection. Refs in skip are left alone. The refs it returns
-// could not be packed, and nothing was sent on their account.
-func (r *syncRun) push(ctx context.Context, skip map[string]bool) (bad map[string]bool, err error) {
-	command := "git-receive-pack '" + r.src.Config.Name + "'"
-	raw, err := r.transport.Open(ctx, r.name, command, prefixed(r.say))
-	if err != nil {
-		return nil, err
-	}
-	stream := beating{raw, r.pulse}
-	adv, err := sendpack.ReadAdvertisement(stream)
-	if err != nil {
-		return nil, r.ended(stream, err)
-	}
-	todo, err := r.plan(ctx, adv, skip)
-	if err != nil || len(todo.commands) == 0 {
-		sendpack.End(stream) // ended reports when that failed
-		err = errors.Join(err, r.ended(stream, nil), r.leftovers(todo))
-		return nil, errors.Join(err, r.confirm(nil))
-	}
-	bad, err = r.send(ctx, stream, adv, todo)
-	if err != nil || bad != nil {
-		return bad, err
-	}
-	return nil, r.leftovers(todo)
+// attempt says how a push is to be done.
+type attempt struct {
+	skip    map[string]bool // refs to leave alone
+	careful bool            // look every object up before it is named to git
 }
 
-// ended finishes the stream and returns the better explanation of err: how the
-// far side ended usually says more than that reading from it failed.
-func (r *syncRun) ended(stream Stream, err error) error {
-	stream.CloseWrite()
-	io.Copy(io.Discard, stream)
-	if end := stream.Wait(); end != nil {
-		return fmt.Errorf("%s: %w", r.name, errors.Join(end, err))
-	}
+// push is one connection.
+func (r *syncRun) push(ctx context.Context, how attempt) error {
+	conn, err := r.open(ctx, "git-receive-pack '"+r.src.Config.Name+"'", r.say)
 	if err != nil {
+		return err
+	}
+	defer conn.cancel()
+	adv, err := sendpack.ReadAdvertisement(conn)
+	if err != nil {
+		return r.ended(conn, err)
+	}
+	r.adv, r.theirs = adv, r.src.Config.MirroredRefs(adv.Refs)
+	local := r.pulse.pause() // the peer has nothing to say while we think
+	todo, err := r.plan(ctx, how.skip)
+	var have []string
+	if err == nil && len(todo.commands) > 0 {
+		if have, err = r.haves(ctx, todo.commands, how.careful); err == nil {
+			err = r.record(todo.commands)
+		}
+	}
+	local()
+	if err != nil || len(todo.commands) == 0 {
+		// No matter when it fails: how the far side ends says more.
+		_ = sendpack.End(conn)
+		return also(err, r.ended(conn, nil), r.leftovers(todo), r.confirm(nil))
+	}
+	return also(r.send(ctx, conn, todo, have), r.leftovers(todo))
+}
+
+// conn is one command on the peer.
+type conn struct {
+	Stream                    // counted as signs of life
+	in     *bufio.Reader      // what Stream gives, in fewer system calls
+	cancel context.CancelFunc // ends the command
+	stderr *remoteLines
+}
+
+func (c *conn) Read(p []byte) (int, error) { return c.in.Read(p) }
+
+// open starts command on the peer; what it writes to its standard error is said.
+func (r *syncRun) open(ctx context.Context, command string, say io.Writer) (*conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	lines := prefixed(say)
+	stream, err := r.transport.Open(ctx, r.name, command, lines)
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("%s: %w", r.name, err)
+	}
+	stream = beating{stream, r.pulse}
+	return &conn{stream, bufio.NewReaderSize(stream, 64<<10), cancel, lines}, nil
+}
+
+// maxRest is how much of what a peer still says is waited for when nothing
+// more is expected of it, in bytes.
+const maxRest = 16 << 20
+
+// ended finishes the connection and returns the better explanation of err: how
+// the far side ended usually says more than that reading from it failed. It
+// reads past conn's buffer, which a push that failed may still be reading.
+func (r *syncRun) ended(c *conn, err error) error {
+	_ = c.CloseWrite() // fails when the peer is gone already
+	if n, _ := io.CopyN(io.Discard, c.Stream, maxRest); n == maxRest {
+		c.cancel()
+		_, _ = io.Copy(io.Discard, c.Stream)
+	}
+	end := c.Wait()
+	c.stderr.end()
+	if end != nil && r.adv == nil && errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil
+	}
+	if err = also(end, err); err != nil {
 		return fmt.Errorf("%s: %w", r.name, err)
 	}
 	return nil
 }
 
-// plan compares the advertised refs with ours.
-func (r *syncRun) plan(ctx context.Context, adv *sendpack.Advertisement, skip map[string]bool) (plan, error) {
-	r.theirs = r.src.Config.MirroredRefs(adv.Refs)
+// plan compares the peer's refs with ours.
+func (r *syncRun) plan(ctx context.Context, skip map[string]bool) (plan, error) {
 	if len(r.ours) == 0 && len(r.theirs) > 0 {
 		return plan{}, fmt.Errorf("%w: %s is empty here and has %d refs on %s: if that is right, delete them there by hand",
 			ErrHeld, r.src.Config.Name, len(r.theirs), r.name)
 	}
-	if ours := objectFormat(r.ours); len(r.ours) > 0 && ours != adv.ObjectFormat {
+	if ours := objectFormat(r.ours); len(r.ours) > 0 && ours != r.adv.ObjectFormat {
 		return plan{}, fmt.Errorf("%s is a %s repository on %s and %s here: make it anew there with git init --bare --object-format=%s",
-			r.src.Config.Name, adv.ObjectFormat, r.name, ours, ours)
+			r.src.Config.Name, r.adv.ObjectFormat, r.name, ours, ours)
 	}
-	r.zero = strings.Repeat("0", oidLength(adv.ObjectFormat))
-	diff := slices.DeleteFunc(differences(r.ours, r.theirs, r.zero), func(c sendpack.Command) bool { return skip[c.Ref] })
+	r.zero = strings.Repeat("0", oidLength(r.adv.ObjectFormat))
+	diff := differences(r.ours, r.theirs, r.zero)
+	diff = slices.DeleteFunc(diff, func(c sendpack.Command) bool { return skip[c.Ref] })
 	k, err := r.know(ctx, diff)
 	if err != nil {
 		return plan{}, err
@@ -170,169 +240,118 @@ func objectFormat(refs map[string]string) string {
 	return sendpack.SHA1
 }
 
-// know looks up, in one go, what decide will ask. When every old value is one
-// of ours, which is the usual case, that is a single question to git.
-func (r *syncRun) know(ctx context.Context, diff []sendpack.Command) (knowledge, error) {
-	var ask, unknown []string
-	for _, c := range diff {
-		if c.New != r.zero {
-			ask = append(ask, c.New)
-		}
-		if c.Old != r.zero && !r.log.Ours(c.Ref, c.Old) {
-			unknown = append(unknown, c.Old)
-		}
-	}
-	exists, err := r.src.Repo.Existing(ctx, append(ask, unknown...))
-	if err != nil {
-		return knowledge{}, err
-	}
-	unknown = slices.DeleteFunc(unknown, func(oid string) bool { return !exists[oid] })
-	contained := map[string]bool{}
-	if len(unknown) > 0 {
-		if contained, err = r.contained(ctx, unknown); err != nil {
-			return knowledge{}, err
-		}
-	}
-	return knowledge{
-		ours:      r.log.Ours,
-		contained: func(oid string) bool { return contained[oid] },
-		exists:    func(oid string) bool { return exists[oid] },
-	}, nil
-}
-
-// contained returns which of the objects our mirrored refs reach.
-func (r *syncRun) contained(ctx context.Context, oids []string) (map[string]bool, error) {
-	tips := slices.Sorted(maps.Values(r.ours))
-	tips = slices.Compact(tips)
-	readable, err := r.src.Repo.Existing(ctx, tips)
-	if err != nil {
-		return nil, err
-	}
-	tips = slices.DeleteFunc(tips, func(oid string) bool { return !readable[oid] })
-	outside, err := r.src.Repo.Unreachable(ctx, oids, tips)
-	if err != nil {
-		return nil, err
-	}
-	contained := map[string]bool{}
-	for _, oid := range oids {
-		contained[oid] = !outside[oid]
-	}
-	return contained, nil
-}
-
 // leftovers is the error for what a plan does not do, nil when it does all.
 func (r *syncRun) leftovers(p plan) error {
-	var errs []error
+	if len(p.divergent) == 0 {
+		return nil
+	}
+	told := teller{say: r.say}
 	for _, c := range p.divergent {
-		fmt.Fprintln(r.say, describe(c, r.zero, "held: "+c.Old[:10]+" on "+r.name+" is not from here"))
+		told.line(describe(c, r.zero, "held: "+c.Old[:10]+" on "+r.name+" is not from here"))
 	}
-	if n := len(p.divergent); n > 0 {
-		errs = append(errs, fmt.Errorf("%w: %s on %s has commits that are not from %s (at %s): fetch them from there, or delete the ref there",
-			ErrHeld, refList(p.divergent), r.name, r.hostname, p.divergent[0].Old[:10]))
-	}
-	if len(p.missing) > 0 {
-		errs = append(errs, fmt.Errorf("cannot be read here, and was not sent: %s: run git fsck in %s", list(p.missing), r.src.Repo.Dir))
-	}
-	return errors.Join(errs...)
+	told.end()
+	return fmt.Errorf("%w: %s on %s has commits that are not from %s (at %s): fetch them from there, or delete the ref there",
+		ErrHeld, refList(p.divergent), r.name, r.hostname, p.divergent[0].Old[:10])
 }
 
-// send records, pushes, confirms and judges.
-func (r *syncRun) send(ctx context.Context, stream Stream, adv *sendpack.Advertisement, todo plan) (bad map[string]bool, err error) {
-	var entries []refset.Entry
-	for _, c := range todo.commands {
+// record writes down what is about to be sent.
+func (r *syncRun) record(commands []sendpack.Command) error {
+	entries := make([]refset.Entry, 0, len(commands))
+	for _, c := range commands {
 		entries = append(entries, refset.Entry{Ref: c.Ref, OID: c.New})
 	}
 	if err := r.log.Sending(entries); err != nil {
-		sendpack.End(stream)
-		return nil, errors.Join(fmt.Errorf("nothing was sent: %w", err), r.ended(stream, nil))
+		return fmt.Errorf("nothing was sent to %s: %w", r.name, err)
 	}
-	want, have, err := r.objects(ctx, adv, todo)
-	if err != nil {
-		sendpack.End(stream)
-		return nil, errors.Join(err, r.ended(stream, nil))
-	}
-	packing, stopPacking := context.WithCancel(ctx)
-	defer stopPacking()
-	packFailed := false
-	pack := func(w io.Writer) error {
-		err := r.src.Repo.Pack(packing, w, beatWriter{r.pulse}, want, have)
-		packFailed = err != nil && packing.Err() == nil
-		return err
-	}
-	report, err := sendpack.Push(stream, stream, adv, todo.commands, pack, sendpack.Options{
-		ObjectFormat: objectFormat(r.ours), Progress: prefixed(r.say), Agent: "mirror-shell", Stop: stopPacking,
-	})
-	end := r.ended(stream, err)
-	if packFailed {
-		bad, err := r.unreadable(ctx, todo, have)
-		if err != nil || len(bad) > 0 {
-			return bad, err
-		}
-	}
-	return nil, errors.Join(r.judge(todo, report, err == nil), end)
+	return nil
 }
 
-// objects returns what the pack must reach, and what the peer has of it. Only
-// what is here can be named to git as a have.
-func (r *syncRun) objects(ctx context.Context, adv *sendpack.Advertisement, todo plan) (want, have []string, err error) {
+// packFailure is git's failure to make the pack of a push. The peer has changed
+// nothing then.
+type packFailure struct {
+	err      error
+	commands []sendpack.Command
+	have     []string
+}
+
+func (e *packFailure) Error() string { return "nothing was sent: " + e.err.Error() }
+func (e *packFailure) Unwrap() error { return e.err }
+
+// packOut is where a pack goes. Until its first byte git counts and compresses,
+// which may take hours and is no sign of a dead connection.
+type packOut struct {
+	w      io.Writer
+	begun  func()
+	broken atomic.Bool
+}
+
+func (o *packOut) Write(p []byte) (int, error) {
+	o.begun()
+	n, err := o.w.Write(p)
+	if err != nil {
+		o.broken.Store(true)
+	}
+	return n, err
+}
+
+// send pushes, confirms and judges.
+func (r *syncRun) send(ctx context.Context, conn *conn, todo plan, have []string) error {
+	ctx, stopPacking := context.WithCancel(ctx)
+	defer stopPacking()
+	var want []string
 	for _, c := range todo.commands {
 		if c.New != r.zero {
 			want = append(want, c.New)
 		}
 	}
-	if len(want) == 0 {
-		return nil, nil, nil
-	}
-	for _, oid := range adv.Refs {
-		have = append(have, oid)
-	}
-	have = append(have, adv.Haves...)
-	slices.Sort(have)
-	have = slices.Compact(have)
-	exists, err := r.src.Repo.Existing(ctx, have)
-	return want, slices.DeleteFunc(have, func(oid string) bool { return !exists[oid] }), err
-}
-
-// unreadable finds the refs whose history is incomplete here, one by one: it is
-// asked only after a pack of all of them failed.
-func (r *syncRun) unreadable(ctx context.Context, todo plan, have []string) (map[string]bool, error) {
-	bad := map[string]bool{}
-	for _, c := range todo.commands {
-		if c.New == r.zero {
-			continue
+	options := git.PackOptions{Thick: r.adv.Caps.Has("no-thin"), NoOffsets: !r.adv.Caps.Has("ofs-delta")}
+	failed := make(chan error, 1)
+	pack := func(w io.Writer) error {
+		out := &packOut{w: w, begun: r.pulse.pause()}
+		defer out.begun()
+		err := r.src.Repo.Pack(ctx, out, want, have, options)
+		if proc.ExitCode(err) > 0 && !out.broken.Load() { // neither by our signal nor for want of a reader
+			failed <- err
 		}
-		ok, err := r.src.Repo.Complete(ctx, c.New, have)
-		if err != nil {
-			return nil, err
-		}
-		r.pulse.beat()
-		if !ok {
-			bad[c.Ref] = true
-		}
+		return err
 	}
-	return bad, nil
+	said := prefixed(r.say)
+	report, err := sendpack.Push(conn, conn, r.adv, todo.commands, pack, sendpack.Options{
+		ObjectFormat: objectFormat(r.ours), Progress: said, Agent: "mirror-shell", Stop: stopPacking,
+	})
+	end := r.ended(conn, err)
+	said.end()
+	if err == nil {
+		return also(r.judge(todo, report), end)
+	}
+	select {
+	case err := <-failed:
+		if ctx.Err() == nil {
+			return &packFailure{err, todo.commands, have}
+		}
+	default:
+	}
+	return end // nothing is confirmed: the peer may have done any of it, which the record remembers
 }
 
 // judge confirms what the peer accepted and returns an error when that is not
-// everything. Without a report nothing is confirmed: the peer may have done
-// any of it, and the set being sent remembers that.
-func (r *syncRun) judge(todo plan, report sendpack.Report, reported bool) error {
-	if !reported {
-		return nil // the caller has the error
-	}
+// everything.
+func (r *syncRun) judge(todo plan, report sendpack.Report) error {
 	var accepted []refset.Entry
-	var refused []sendpack.Command
-	reason := ""
+	var refused []string
+	told := teller{say: r.say}
 	for _, c := range todo.commands {
 		failure, ok := report.Refs[c.Ref]
-		if !ok {
+		switch {
+		case !ok:
 			failure = "no answer from peer"
+		case failure == "" && report.Unpack != "":
+			failure = "the objects were not stored"
 		}
 		failure = proc.OneLine(failure, 200)
-		fmt.Fprintln(r.say, describe(c, r.zero, failure))
+		told.line(describe(c, r.zero, failure))
 		if failure != "" {
-			refused = append(refused, c)
-			reason = failure
+			refused = append(refused, c.Ref+" ("+failure+")")
 			continue
 		}
 		if c.New == r.zero {
@@ -342,87 +361,30 @@ func (r *syncRun) judge(todo plan, report sendpack.Report, reported bool) error 
 		}
 		accepted = append(accepted, refset.Entry{Ref: c.Ref, OID: c.New})
 	}
+	told.end()
 	if err := r.confirm(accepted); err != nil {
 		return err
 	}
 	if report.Unpack != "" {
-		return fmt.Errorf("%s could not store the objects: %s", r.name, proc.OneLine(report.Unpack, 200))
+		return fmt.Errorf("%s could not store the objects: %s: look at its disk space and run git fsck there", r.name, proc.OneLine(report.Unpack, 200))
 	}
 	if len(refused) > 0 {
-		return fmt.Errorf("%s refused %d of %d refs: %s: %s", r.name, len(refused), len(todo.commands), refList(refused), reason)
+		return fmt.Errorf("%s refused %d of %d refs: %s: look at its hooks and receive.* settings", r.name, len(refused), len(todo.commands), list(refused))
 	}
 	return nil
 }
 
 // confirm records what the peer accepted, and the refs that are equal without
-// us having done anything.
+// our having done anything. Of a value that is on record already nothing more
+// is said: an earlier push may still be at work over there, and what it sends
+// must stay known.
 func (r *syncRun) confirm(accepted []refset.Entry) error {
 	for ref, oid := range r.theirs {
-		if r.ours[ref] == oid {
+		if r.ours[ref] == oid && !r.log.Ours(ref, oid) {
 			accepted = append(accepted, refset.Entry{Ref: ref, OID: oid})
 		}
 	}
 	return r.log.Confirm(accepted)
-}
-
-// sendHead tells the peer where HEAD points, when that is not what it was told
-// before. It goes ahead of the refs, because a default branch that was renamed
-// cannot be deleted while HEAD points to it.
-func (r *syncRun) sendHead(ctx context.Context) error {
-	head, err := r.src.Repo.Head(ctx)
-	if err != nil {
-		return err
-	}
-	if head == "" {
-		r.note = "HEAD is detached here and was not sent"
-		return nil
-	}
-	if len(r.ours) == 0 {
-		return nil
-	}
-	switch known, _ := r.log.Confirmed("HEAD"); known {
-	case "ref:" + head:
-		return nil
-	case "!ref:" + head:
-		r.note = "HEAD was not sent: " + r.name + " does not take it"
-		return nil
-	}
-	value := "ref:" + head
-	if err := r.meta(ctx, head); err != nil {
-		if errors.Is(err, ErrUnreachable) || !r.foreign(ctx) {
-			return err
-		}
-		value = "!ref:" + head
-		r.note = "HEAD was not sent: " + r.name + " does not take it"
-	}
-	return r.log.Confirm([]refset.Entry{{Ref: "HEAD", OID: value}})
-}
-
-// meta sends the metadata of the repository with the verb mirror-meta.
-func (r *syncRun) meta(ctx context.Context, head string) error {
-	stream, err := r.transport.Open(ctx, r.name, "mirror-meta '"+r.src.Config.Name+"'", io.Discard)
-	if err != nil {
-		return err
-	}
-	err = json.NewEncoder(stream).Encode(map[string]string{"head": head})
-	return r.ended(beating{stream, r.pulse}, err)
-}
-
-// foreign reports whether the peer is no mirror-shell server, which is one that
-// does not answer `info --json`.
-func (r *syncRun) foreign(ctx context.Context) bool {
-	stream, err := r.transport.Open(ctx, r.name, "info --json", io.Discard)
-	if err != nil {
-		return false
-	}
-	var reply struct {
-		Verbs []string `json:"verbs"`
-	}
-	err = json.NewDecoder(io.LimitReader(stream, 1<<20)).Decode(&reply)
-	if end := r.ended(beating{stream, r.pulse}, nil); errors.Is(end, ErrUnreachable) {
-		return false
-	}
-	return err != nil || !slices.Contains(reply.Verbs, "mirror-meta")
 }
 
 // refList names up to three refs.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -49,16 +50,26 @@ func (OpenSSH) Open(ctx context.Context, host, command string, stderr io.Writer)
 		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		return nil, fmt.Errorf("%w: start ssh: %w", ErrUnreachable, err)
 	}
-	return &sshStream{stdin, stdout, cmd, tail}, nil
+	// ssh is asked to end, but a helper of its that keeps the pipes open is not.
+	unhook := context.AfterFunc(ctx, func() {
+		stdin.Close()
+		stdout.Close()
+	})
+	return &sshStream{stdin, stdout, ctx, cmd, tail, unhook}, nil
 }
 
 type sshStream struct {
 	io.WriteCloser
 	io.Reader
-	cmd  *exec.Cmd
-	tail *proc.Tail
+	ctx    context.Context // of the command, as in exec.Cmd
+	cmd    *exec.Cmd
+	tail   *proc.Tail
+	unhook func() bool
 }
 
 func (s *sshStream) CloseWrite() error { return s.WriteCloser.Close() }
@@ -68,12 +79,16 @@ func (s *sshStream) CloseWrite() error { return s.WriteCloser.Close() }
 const sshFailed = 255
 
 func (s *sshStream) Wait() error {
+	defer s.unhook()
 	err := s.cmd.Wait()
-	if err == nil {
+	if err == nil || errors.Is(err, exec.ErrWaitDelay) {
+		// The latter: it ended well, but somebody (a shared connection's master) has
+		// inherited its standard error.
 		return nil
 	}
-	err = &proc.Error{Program: "ssh", Stderr: proc.OneLine(s.tail.String(), 400), Err: err}
-	if code := proc.ExitCode(err); code == sshFailed {
+	err = &proc.Error{Program: "ssh", Stderr: s.tail.String(), Err: err}
+	// Ended by us, ssh exits with the same status as when it cannot connect.
+	if proc.ExitCode(err) == sshFailed && s.ctx.Err() == nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	return err
@@ -81,9 +96,11 @@ func (s *sshStream) Wait() error {
 
 // pulse cancels a context when nothing has moved for a while. The measure is
 // bytes, not total time: a push of many gigabytes may take hours, a dead
-// connection must not take one.
+// connection must not take one. While we ourselves work, nothing can move: that
+// time does not count.
 type pulse struct {
 	last   atomic.Int64
+	paused atomic.Int64 // how many works of our own are under way
 	cancel context.CancelCauseFunc
 	done   chan struct{}
 }
@@ -106,6 +123,9 @@ func watch(ctx context.Context, limit time.Duration) (context.Context, *pulse) {
 				return
 			case <-timer.C:
 			}
+			if p.paused.Load() > 0 {
+				p.beat()
+			}
 			idle := time.Since(time.Unix(0, p.last.Load()))
 			if idle >= limit {
 				cancel(fmt.Errorf("%w: nothing moved for %s (worker.stall_timeout)", errStalled, limit))
@@ -118,6 +138,15 @@ func watch(ctx context.Context, limit time.Duration) (context.Context, *pulse) {
 }
 
 func (p *pulse) beat() { p.last.Store(time.Now().UnixNano()) }
+
+// pause stops the clock until the function it returns is called, once or more often.
+func (p *pulse) pause() (resume func()) {
+	p.paused.Add(1)
+	return sync.OnceFunc(func() {
+		p.beat() // first, or the time until now would count
+		p.paused.Add(-1)
+	})
+}
 
 func (p *pulse) stop() {
 	close(p.done)
@@ -146,12 +175,4 @@ func (b beating) Write(p []byte) (n int, err error) {
 		n, p = n+m, p[m:]
 	}
 	return n, err
-}
-
-// beatWriter counts what is written to it as a beat and drops it.
-type beatWriter struct{ pulse *pulse }
-
-func (b beatWriter) Write(p []byte) (int, error) {
-	b.pulse.beat()
-	return len(p), nil
 }

@@ -20,7 +20,7 @@ var allowed = map[string]string{
 	"internal/cli":    "hooks internal/inbox internal/proc mirrorcfg shell",
 	"internal/status": "internal/proc internal/queue mirrorcfg",
 
-	"hooks":         "internal/git internal/inbox internal/proc mirrorcfg",
+	"hooks":         "internal/git internal/inbox internal/proc internal/refset mirrorcfg",
 	"shell":         "internal/git internal/proc mirrorcfg",
 	"peer":          "internal/digest internal/git internal/proc internal/refset internal/sendpack mirrorcfg",
 	"peer/peertest": "internal/digest internal/git internal/proc mirrorcfg peer",

@@ -180,9 +180,9 @@ func (r Repo) Existing(ctx context.Context, oids []string) (map[string]bool, err
 }
 
 // Unreachable returns those of the objects, all of which must exist here, that
-// cannot be reached from the tips. For trees and blobs it is cautious: one that only an
-// older commit has may count as unreachable. A history that is incomplete here
-// may be an error.
+// cannot be reached from the tips. It is exact for commits and tags. A tree or a
+// blob counts as unreachable unless a tip is one that has it. An incomplete
+// history may be an error.
 func (r Repo) Unreachable(ctx context.Context, oids, tips []string) (map[string]bool, error) {
 	wanted := make(map[string]bool, len(oids))
 	for _, oid := range oids {

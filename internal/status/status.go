@@ -38,7 +38,7 @@ type Line struct {
 	Role        string     `json:"role"`             // master, slave, local, or unreadable
 	Master      string     `json:"master,omitempty"` // of a slave
 	Peer        string     `json:"peer,omitempty"`
-	State       string     `json:"state,omitempty"` // of queue.State, or never
+	State       string     `json:"state,omitempty"` // of queue.State, or never, unlisted, unknown
 	LagSeconds  float64    `json:"lag_seconds"`     // 0 when equal
 	LastSuccess *time.Time `json:"last_success,omitempty"`
 	LastAttempt *time.Time `json:"last_attempt,omitempty"`
@@ -49,8 +49,12 @@ type Line struct {
 	Digest      string     `json:"digest,omitempty"`
 }
 
-// never is the state of a copy that is configured and has no job yet.
-const never = "never"
+// States besides the queue's.
+const (
+	never    = "never"    // configured, and no job yet
+	unlisted = "unlisted" // was equal once; no list names the peer, so nothing keeps it so
+	unknown  = "unknown"  // was equal once; what we have ourselves cannot be read now
+)
 
 // Failing reports whether a person should look at the copy.
 func (l Line) Failing() bool {
@@ -171,7 +175,7 @@ func ofRepository(ctx context.Context, server *mirrorcfg.Server, name string, jo
 		jobs = nil
 	}
 	for _, job := range jobs { // left from when this server was the master
-		if job.State != queue.StateOK && job.State != queue.StateDropped {
+		if !settled(job) {
 			lines = append(lines, fromRow(base, job))
 		}
 	}
@@ -184,7 +188,11 @@ func ofMaster(cfg *mirrorcfg.Repo, hostname string, base Line, jobs []queue.Row)
 	seen := map[string]bool{}
 	for _, job := range jobs {
 		seen[job.Peer] = true
-		lines = append(lines, fromRow(base, job))
+		line := fromRow(base, job)
+		if !cfg.Listed(hostname, job.Peer) && settled(job) {
+			line.State = unlisted
+		}
+		lines = append(lines, line)
 	}
 	for _, key := range cfg.Lists() {
 		peers, err := cfg.Expand(hostname, key)
@@ -209,6 +217,11 @@ func ofMaster(cfg *mirrorcfg.Repo, hostname string, base Line, jobs []queue.Row)
 	return lines
 }
 
+// settled reports whether a job waits for nothing.
+func settled(job queue.Row) bool {
+	return job.State == queue.StateOK || job.State == queue.StateDropped
+}
+
 func withoutConfig(name string, jobs []queue.Row, err error) []Line {
 	base := Line{Repository: name, Role: unreadable, Error: proc.OneLine(err.Error(), 300)}
 	if len(jobs) == 0 {
@@ -218,6 +231,9 @@ func withoutConfig(name string, jobs []queue.Row, err error) []Line {
 	for _, job := range jobs {
 		line := fromRow(base, job)
 		line.Error = base.Error
+		if settled(job) {
+			line.State = unknown
+		}
 		lines = append(lines, line)
 	}
 	return lines
@@ -267,7 +283,7 @@ func (r *Report) Table(w io.Writer, now time.Time) error {
 		if l.Master != "" {
 			role += " of " + l.Master
 		}
-		if l.Peer != "" && l.State != never {
+		if l.Peer != "" && l.State != never && l.State != unlisted && l.State != unknown {
 			lag = short(time.Duration(l.LagSeconds * float64(time.Second)))
 		}
 		if text == "" && l.Note != "" {
