@@ -3,9 +3,11 @@ package peer
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -120,4 +122,48 @@ func parseStanding(line string) (repo string, s Standing, err error) {
 		return bad()
 	}
 	return repo, s, nil
+}
+
+// Compare implements Comparer.
+func (p *sshPeer) Compare(ctx context.Context) (map[string]Standing, error) {
+	ctx, pulse := watch(ctx, p.stall)
+	defer pulse.stop()
+	raw, err := p.transport.Open(ctx, p.name, DigestVerb, io.Discard)
+	if err != nil {
+		return nil, err
+	}
+	stream := beating{raw, pulse}
+	stream.CloseWrite()
+	standings, readErr := ReadStandings(stream)
+	io.Copy(io.Discard, io.LimitReader(stream, maxStanding))
+	end := stream.Wait()
+	switch cause := context.Cause(ctx); {
+	case end == nil && readErr == nil:
+		return standings, nil
+	case errors.Is(cause, errStalled):
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnreachable, p.name, cause)
+	case errors.Is(end, ErrUnreachable) || ctx.Err() != nil:
+		return nil, fmt.Errorf("%s: %w", p.name, end)
+	case len(standings) == 0 && p.lacks(ctx, DigestVerb):
+		return nil, fmt.Errorf("%s %w", p.name, ErrForeign)
+	}
+	return nil, fmt.Errorf("%s: %w", p.name, errors.Join(end, readErr))
+}
+
+// lacks reports whether the peer answers, and does not announce the verb.
+func (p *sshPeer) lacks(ctx context.Context, verb string) bool {
+	stream, err := p.transport.Open(ctx, p.name, "info --json", io.Discard)
+	if err != nil {
+		return false
+	}
+	stream.CloseWrite()
+	var reply struct {
+		Verbs []string `json:"verbs"`
+	}
+	err = json.NewDecoder(io.LimitReader(stream, 1<<20)).Decode(&reply)
+	io.Copy(io.Discard, io.LimitReader(stream, 1<<20))
+	if end := stream.Wait(); errors.Is(end, ErrUnreachable) {
+		return false
+	}
+	return err != nil || !slices.Contains(reply.Verbs, verb)
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	"mirror-shell/internal/refset"
@@ -84,7 +83,7 @@ func (h *headSync) send(ctx context.Context) error {
 		h.sent = true
 		return h.log.Confirm([]refset.Entry{{Ref: "HEAD", OID: "ref:" + h.target}})
 	}
-	if errors.Is(err, ErrUnreachable) || ctx.Err() != nil || !h.isForeign(ctx) {
+	if errors.Is(err, ErrUnreachable) || ctx.Err() != nil || !h.lacks(ctx, "mirror-meta") {
 		return fmt.Errorf("HEAD: %w", err)
 	}
 	h.foreign = true
@@ -104,23 +103,4 @@ func (h *headSync) meta(ctx context.Context, head string) error {
 		return end // and why nobody read what was written
 	}
 	return err
-}
-
-// isForeign reports whether the peer is no mirror-shell server, which is one
-// that does not answer `info --json`.
-func (h *headSync) isForeign(ctx context.Context) bool {
-	conn, err := h.open(ctx, "info --json", io.Discard)
-	if err != nil {
-		return false
-	}
-	defer conn.cancel()
-	var reply struct {
-		Verbs []string `json:"verbs"`
-	}
-	_ = conn.CloseWrite() // fails when the peer is gone already
-	err = json.NewDecoder(io.LimitReader(conn, 1<<20)).Decode(&reply)
-	if end := h.ended(conn, nil); errors.Is(end, ErrUnreachable) || ctx.Err() != nil {
-		return false
-	}
-	return err != nil || !slices.Contains(reply.Verbs, "mirror-meta")
 }

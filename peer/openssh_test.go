@@ -114,7 +114,7 @@ func (s *site) killSleepers() {
 
 func (s *site) sync(ctx context.Context, job peer.Job) (string, error) {
 	var said bytes.Buffer
-	_, err := peer.Sync(ctx, s.server, job, &said)
+	_, err := (&peer.Peers{Server: s.server, Transport: peer.OpenSSH{}}).Sync(ctx, job, &said)
 	return said.String(), err
 }
 

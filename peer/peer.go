@@ -1,6 +1,6 @@
 // Package peer makes copies of repositories equal to the master's.
 //
-// A peer is anything a repository can be mirrored to, by name. Sync is the one
+// A peer is anything a repository can be mirrored to, by name. Peers.Sync is the one
 // entrance: it takes the lock for (repository, peer), reads the repository's
 // configuration again, because a job may have waited, and hands over to the
 // kind of peer that the name stands for (Open). Kinds share nothing but the Peer
@@ -18,6 +18,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -59,20 +60,59 @@ type Peer interface {
 	Sync(ctx context.Context, src Source, say io.Writer) (Outcome, error)
 }
 
+// Peers are all that this server can push to.
+type Peers struct {
+	Server *mirrorcfg.Server
+	// Transport reaches ssh peers.
+	Transport Transport
+}
+
 // Open returns the peer of that name.
-func Open(server *mirrorcfg.Server, name string) (Peer, error) {
+func (p *Peers) Open(name string) (Peer, error) {
 	if err := mirrorcfg.CheckHost(name); err != nil {
 		return nil, err
 	}
-	switch kind := server.Peers[name].Kind; kind {
+	switch kind := p.Server.Peers[name].Kind; kind {
 	case "", "ssh":
 		return &sshPeer{
-			name: name, hostname: server.Hostname, stateDir: server.StateDir,
-			stall: time.Duration(server.Worker.StallTimeout), transport: OpenSSH{},
+			name: name, hostname: p.Server.Hostname, stateDir: p.Server.StateDir,
+			stall: time.Duration(p.Server.Worker.StallTimeout), transport: p.Transport,
 		}, nil
 	default:
-		return nil, fmt.Errorf("peer %s: kind %q is not available in this version: take [peer.%s] out of %s", name, kind, name, server.File)
+		return nil, fmt.Errorf("peer %s: kind %q is not available in this version: take [peer.%s] out of %s", name, kind, name, p.Server.File)
 	}
+}
+
+// Compare asks a peer how our repositories stand there; see Comparer. A peer of
+// a kind that cannot tell is ErrForeign.
+func (p *Peers) Compare(ctx context.Context, name string) (map[string]Standing, error) {
+	opened, err := p.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	if c, ok := opened.(Comparer); ok {
+		return c.Compare(ctx)
+	}
+	return nil, fmt.Errorf("%s: %w", name, ErrForeign)
+}
+
+// SetKnownHead corrects what we remember of a peer's HEAD ("" for none), after
+// the peer itself has told otherwise: the next Sync will then send ours.
+func (p *Peers) SetKnownHead(ctx context.Context, repository, name, head string) error {
+	unlock, err := lock(ctx, p.Server.StateDir, Job{Repository: repository, Peer: name})
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	log, err := refset.Open(refset.Path(p.Server.StateDir, repository, name))
+	if err != nil {
+		return err
+	}
+	value := "ref:" + head
+	if head == "" {
+		value = strings.Repeat("0", 40) // absent: nothing is known
+	}
+	return errors.Join(log.Confirm([]refset.Entry{{Ref: "HEAD", OID: value}}), log.Close())
 }
 
 // Job says which copy to make equal.
@@ -86,7 +126,8 @@ type Job struct {
 // Sync makes job.Peer's copy of job.Repository equal, alone among this server's
 // processes. Errors may wrap the sentinels above, mirrorcfg.ErrNoRepo, or a
 // context's error.
-func Sync(ctx context.Context, server *mirrorcfg.Server, job Job, say io.Writer) (Outcome, error) {
+func (p *Peers) Sync(ctx context.Context, job Job, say io.Writer) (Outcome, error) {
+	server := p.Server
 	name, err := mirrorcfg.CleanRepo(job.Repository) // of "ip1" and "ip1.git", one lock
 	if err != nil {
 		return Outcome{}, err
@@ -110,11 +151,11 @@ func Sync(ctx context.Context, server *mirrorcfg.Server, job Job, say io.Writer)
 	if job.Listed && !cfg.Listed(server.Hostname, job.Peer) {
 		return Outcome{}, fmt.Errorf("%w: no list of %s names %s any more", ErrDropped, cfg.Name, job.Peer)
 	}
-	p, err := Open(server, job.Peer)
+	opened, err := p.Open(job.Peer)
 	if err != nil {
 		return Outcome{}, err
 	}
-	return p.Sync(ctx, Source{Config: cfg, Repo: repo}, say)
+	return opened.Sync(ctx, Source{Config: cfg, Repo: repo}, say)
 }
 
 // lock waits for the lock file of (repository, peer) and returns its release.

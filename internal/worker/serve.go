@@ -13,13 +13,14 @@ import (
 	"mirror-shell/hooks"
 	"mirror-shell/internal/inbox"
 	"mirror-shell/internal/queue"
+	"mirror-shell/peer"
 	"mirror-shell/shell"
 )
 
 // newWorker makes the worker that serve and drain run.
-func (c *command) newWorker(log *slog.Logger) *queue.Worker {
+func (c *command) newWorker(peers *peer.Peers, log *slog.Logger) *queue.Worker {
 	return &queue.Worker{
-		Queue: c.queue, Inbox: inbox.New(c.server.StateDir), Run: job(c.server, io.Discard),
+		Queue: c.queue, Inbox: inbox.New(c.server.StateDir), Run: job(peers, io.Discard),
 		Jobs: c.server.Worker.Jobs, JobsPerPeer: c.server.Worker.JobsPerPeer, Log: log,
 	}
 }
@@ -42,7 +43,9 @@ func (c *command) serve(ctx context.Context) (err error) {
 		return err
 	}
 	log.Info("serving", "hostname", c.server.Hostname, "config", c.server.File, "state_dir", c.server.StateDir)
-	err = c.newWorker(log).Serve(ctx)
+	peers, stop := c.newPeers()
+	defer stop()
+	err = c.newWorker(peers, log).Serve(ctx)
 	cancel(nil)
 	<-ssh
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
@@ -97,7 +100,9 @@ func (c *command) drain(ctx context.Context) (err error) {
 		return err
 	}
 	defer c.queue.Close()
-	if err = c.newWorker(log).Drain(ctx); err != nil && !errors.Is(err, queue.ErrBusy) && ctx.Err() == nil {
+	peers, stop := c.newPeers()
+	defer stop()
+	if err = c.newWorker(peers, log).Drain(ctx); err != nil && !errors.Is(err, queue.ErrBusy) && ctx.Err() == nil {
 		log.Error("drain ended", "error", err)
 		return err
 	}

@@ -83,9 +83,9 @@ func openQueue(ctx context.Context, server *mirrorcfg.Server) (*queue.Queue, err
 
 // job returns what the queue runs: one peer.Sync, its errors in the queue's
 // terms. What a peer says on the way goes to say.
-func job(server *mirrorcfg.Server, say io.Writer) queue.Func {
+func job(peers *peer.Peers, say io.Writer) queue.Func {
 	return func(ctx context.Context, j queue.Job) (queue.Result, error) {
-		out, err := peer.Sync(ctx, server, peer.Job{
+		out, err := peers.Sync(ctx, peer.Job{
 			Repository: j.Repository, Peer: j.Peer, Listed: j.Origin == inbox.OriginList,
 		}, say)
 		return queue.Result{Digest: out.Digest, Note: out.Note}, inQueueTerms(err)
@@ -115,20 +115,22 @@ func (t *termed) Unwrap() []error { return []error{t.error, t.sentinel} }
 
 // pushNow is request-push -fg: one push in this process.
 func (c *command) pushNow(ctx context.Context) error {
-	server, peers, err := c.PushTargets(ctx)
+	server, targets, err := c.PushTargets(ctx)
 	if err != nil {
 		return err
 	}
-	if len(peers) != 1 {
-		return cli.Usage{Message: fmt.Sprintf("-fg needs exactly one peer, not %d (%s)", len(peers), strings.Join(peers, " "))}
+	if len(targets) != 1 {
+		return cli.Usage{Message: fmt.Sprintf("-fg needs exactly one peer, not %d (%s)", len(targets), strings.Join(targets, " "))}
 	}
 	if c.queue, err = openQueue(ctx, server); err != nil {
 		return err
 	}
 	defer c.queue.Close()
-	key := queue.Key{Repository: c.RequestPush.Repo, Peer: peers[0]}
+	key := queue.Key{Repository: c.RequestPush.Repo, Peer: targets[0]}
+	peers, stop := c.newPeers()
+	defer stop()
 	fmt.Fprintf(c.Stderr, "%s ==== (%s) ===> %s\n", server.Hostname, key.Repository, key.Peer)
-	result, err := c.queue.RunNow(ctx, key, inbox.OriginExplicit, job(server, c.Stderr))
+	result, err := c.queue.RunNow(ctx, key, inbox.OriginExplicit, job(peers, c.Stderr))
 	if err != nil {
 		return err
 	}
@@ -177,6 +179,12 @@ func (c *command) forget(ctx context.Context) error {
 	}
 	fmt.Fprintf(c.Stdout, "%s: %d jobs forgotten; the repository was not touched\n", name, n)
 	return nil
+}
+
+// newPeers returns the peers, and what has to be called when they are not needed
+// any more.
+func (c *command) newPeers() (*peer.Peers, func()) {
+	return &peer.Peers{Server: c.server, Transport: peer.OpenSSH{}}, func() {}
 }
 
 // logger writes to w in the form of the log file.
