@@ -8,8 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mirror-shell/internal/git"
@@ -98,7 +100,8 @@ func (c *Cache) Save() error {
 	return os.Rename(temp.Name(), c.file)
 }
 
-// Load returns the state of a repository of the server. Safe for concurrent use.
+// Load returns the state of a repository of the server. When only its refs cannot
+// be read, the state with an error has the Config. Safe for concurrent use.
 func (c *Cache) Load(ctx context.Context, server *mirrorcfg.Server, name string) (State, error) {
 	clean, repo, err := server.Find(name)
 	if err != nil {
@@ -124,7 +127,7 @@ func (c *Cache) Load(ctx context.Context, server *mirrorcfg.Server, name string)
 	if fresh.Refs != cfg.Refs || !unchanged(known.RefStamps) {
 		fresh.Refs = cfg.Refs
 		if err := fresh.readRefs(ctx, repo, cfg); err != nil {
-			return State{}, fmt.Errorf("%s: %w", clean, err)
+			return State{Config: cfg}, fmt.Errorf("%s: %w", clean, err)
 		}
 	}
 	c.store(repo.Dir, known, fresh)
@@ -299,6 +302,44 @@ func includedFile(e git.ConfigEntry, origin string) (path string, ok bool) {
 		path = filepath.Join(filepath.Dir(origin), path)
 	}
 	return filepath.Clean(path), true
+}
+
+// LoadAll calls Load for every name, several at a time, and each with the results
+// in the order of the names. An error of each ends it.
+func (c *Cache) LoadAll(ctx context.Context, server *mirrorcfg.Server, names []string, each func(name string, s State, err error) error) error {
+	type result struct {
+		state State
+		err   error
+	}
+	results := make([]chan result, len(names))
+	for i := range results {
+		results[i] = make(chan result, 1)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	for range min(2*runtime.GOMAXPROCS(0), len(names)) {
+		workers.Go(func() {
+			for i := int(next.Add(1) - 1); i < len(names) && ctx.Err() == nil; i = int(next.Add(1) - 1) {
+				state, err := c.Load(ctx, server, names[i])
+				results[i] <- result{state, err}
+			}
+		})
+	}
+	for i, name := range names {
+		select {
+		case r := <-results[i]:
+			if err := each(name, r.state, r.err); err != nil {
+				cancel()
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // Gone drops the repositories that are not among names any more.

@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -61,6 +62,10 @@ func atoi(t testing.TB, s string) int {
 // holds the lock of /etc/passwd; some versions use 10 for /etc/group.
 var accountsBusy = map[int]bool{1: true, 10: true}
 
+// accountGone is userdel's exit status for a user that does not exist: another
+// test process was quicker.
+const accountGone = 6
+
 // changeAccounts runs useradd or userdel, again while another process does.
 func changeAccounts(t testing.TB, argv ...string) {
 	t.Helper()
@@ -70,6 +75,9 @@ func changeAccounts(t testing.TB, argv ...string) {
 			return
 		}
 		exit, ok := err.(*exec.ExitError)
+		if ok && exit.ExitCode() == accountGone && argv[0] == "userdel" {
+			return
+		}
 		if !ok || !accountsBusy[exit.ExitCode()] || time.Now().After(deadline) {
 			t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
 		}
@@ -136,8 +144,8 @@ func processUser(status string) int {
 	return -1
 }
 
-// removeAbandoned removes the users of test processes that do not run any more:
-// a time-out or SIGKILL leaves them no time to clean up.
+// removeAbandoned removes the users and directories of test processes that do not
+// run any more: a time-out or SIGKILL leaves them no time to clean up.
 func removeAbandoned(t testing.TB) {
 	t.Helper()
 	passwd, err := os.ReadFile("/etc/passwd")
@@ -146,21 +154,33 @@ func removeAbandoned(t testing.TB) {
 	}
 	for line := range strings.Lines(string(passwd)) {
 		fields := strings.Split(line, ":")
-		rest, ours := strings.CutPrefix(fields[0], accountPrefix)
-		number, _, _ := strings.Cut(rest, "-")
-		pid, err := strconv.Atoi(number)
-		if !ours || err != nil || len(fields) < 6 || syscall.Kill(pid, 0) == nil {
+		if len(fields) < 6 || !abandoned(fields[0], accountPrefix) {
 			continue
 		}
-		a := Account{Name: fields[0], UID: atoi(t, fields[2]), GID: atoi(t, fields[3]), Home: fields[5]}
-		t.Logf("removing %s, left by a test process that was killed", a.Name)
-		a.remove(t)
-		// ROOT/servers/NAME/home
-		root := filepath.Dir(filepath.Dir(filepath.Dir(a.Home)))
-		if strings.HasPrefix(filepath.Base(root), "mirror-shell-test-") {
-			os.RemoveAll(root)
+		t.Logf("removing %s, left by a test process that was killed", fields[0])
+		Account{Name: fields[0], UID: atoi(t, fields[2]), GID: atoi(t, fields[3]), Home: fields[5]}.remove(t)
+	}
+	for _, parent := range worldParents() {
+		dirs, _ := filepath.Glob(filepath.Join(parent, dirPrefix+"*"))
+		for _, dir := range dirs {
+			if abandoned(filepath.Base(dir), dirPrefix) {
+				full, _ := filepath.Glob(filepath.Join(dir, "servers/*/home", stateDir))
+				for _, mount := range full { // see FillState
+					syscall.Unmount(mount, syscall.MNT_DETACH)
+				}
+				os.RemoveAll(dir) // one that cannot be removed hinders nobody
+			}
 		}
 	}
+}
+
+// abandoned reports whether a name is PREFIX, the id of a process that does not
+// run, and "-…".
+func abandoned(name, prefix string) bool {
+	rest, ours := strings.CutPrefix(name, prefix)
+	number, _, whole := strings.Cut(rest, "-")
+	pid, err := strconv.Atoi(number)
+	return ours && whole && err == nil && pid > 1 && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
 }
 
 // credential makes a child process the user's.

@@ -26,6 +26,7 @@ func startChild(t testing.TB, cmd *exec.Cmd, output string) *child {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL // a test that is killed cleans nothing up
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ func Programs(t testing.TB) string {
 	if programs.dir == "" {
 		dir := worldDir(t)
 		build := exec.Command("go", "build", "-trimpath", "-o", dir, "mirror-shell/cmd/...")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			os.RemoveAll(dir)
 			t.Fatalf("build the programs: %v\n%s", err, out)

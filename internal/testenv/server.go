@@ -7,12 +7,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
-
-	"mirror-shell/internal/queue"
 )
 
 // Server is one host: a unix user, its sshd, and mirror-shell set up for it.
@@ -27,6 +26,8 @@ type Server struct {
 	mu    sync.Mutex
 	sshd  *child
 	serve *child
+
+	filled bool // see FillState
 }
 
 // newServer writes the files of a server; nothing runs yet.
@@ -36,7 +37,8 @@ func newServer(t testing.TB, e *Env, name string, account Account) *Server {
 	for _, dir := range []string{".ssh", ".config", ".config/mirror-shell", "repositories"} {
 		s.mkdir(t, dir)
 	}
-	writeKey(t, s.keyFile(), name, account.UID, account.GID)
+	public := writeKey(t, s.keyFile(), name, account.UID, account.GID)
+	writeFile(t, s.PublicKey(), 0o644, 0, 0, public)
 	s.prepareSSH(t)
 	s.Configure(t, "")
 	s.write(t, ".gitconfig", 0o644, "[user]\n\tname = "+name+"\n\temail = "+name+"@example.com\n[init]\n\tdefaultBranch = main\n")
@@ -48,15 +50,21 @@ func (s *Server) Home(elem ...string) string {
 	return filepath.Join(append([]string{s.account.Home}, elem...)...)
 }
 
+// stateDir is the default state_dir, below the home directory.
+const stateDir = ".local/state/mirror-shell"
+
 // StateDir is the server's state_dir.
-func (s *Server) StateDir() string { return s.Home(".local/state/mirror-shell") }
+func (s *Server) StateDir() string { return s.Home(stateDir) }
 
 // RepoDir is the directory of a repository.
 func (s *Server) RepoDir(repo string) string { return s.Home("repositories", repo+".git") }
 
-// keyFile is the server's private key, named so that its public half is
-// what add-peer expects.
-func (s *Server) keyFile() string { return s.Home(".ssh", s.Name) }
+// keyFile is the server's private key.
+func (s *Server) keyFile() string { return s.Home(".ssh", "id_"+s.Name) }
+
+// PublicKey is the server's public key, in a file that everybody can read and
+// named as add-peer wants it.
+func (s *Server) PublicKey() string { return filepath.Join(s.dir(), s.Name+".pub") }
 
 func (s *Server) mkdir(t testing.TB, dir string) {
 	t.Helper()
@@ -199,8 +207,9 @@ func (s *Server) Serve(t testing.TB) {
 	cmd := s.Command(context.Background(), "mirror-shell", "serve")
 	s.serve = startChild(t, cmd, s.serveLog())
 	ready := Poll(func() bool {
-		holder, running, err := queue.WorkerHolder(s.StateDir())
-		return !s.serve.running() || err == nil && running && holder.PID == cmd.Process.Pid
+		// The worker's lock says who has it.
+		holder, _ := os.ReadFile(filepath.Join(s.StateDir(), "worker.lock"))
+		return !s.serve.running() || strings.HasPrefix(string(holder), strconv.Itoa(cmd.Process.Pid)+" ")
 	})
 	if !ready || !s.serve.running() {
 		s.env.logState(t)

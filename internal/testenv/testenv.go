@@ -68,7 +68,7 @@ func New(t testing.TB, names ...string) *Env {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: it makes a unix user for each server and starts sshd for them")
 	}
-	e := &Env{Root: worldDir(t), Programs: Programs(t), clients: map[string]*Client{}}
+	e := &Env{Programs: Programs(t), Root: worldDir(t), clients: map[string]*Client{}}
 	t.Cleanup(func() { e.close(t) })
 	removeAbandoned(t)
 	number := environments.Add(1)
@@ -83,7 +83,7 @@ func New(t testing.TB, names ...string) *Env {
 		s.writeSSHConfig(t)
 		for _, peer := range e.Servers {
 			if peer != s {
-				s.MustRun(t, "mirror-shell", "add-peer", peer.keyFile()+".pub")
+				s.MustRun(t, "mirror-shell", "add-peer", peer.PublicKey())
 			}
 		}
 	}
@@ -128,6 +128,7 @@ func (e *Env) close(t testing.TB) {
 	}
 	for _, s := range e.Servers {
 		s.account.remove(t)
+		s.UnfillState(t)
 	}
 	if err := os.RemoveAll(e.Root); err != nil {
 		t.Errorf("remove the environment: %v", err)
@@ -157,10 +158,8 @@ func (e *Env) logState(t testing.TB) {
 // same configuration of mirroring on each: keys without "gitolite.mirror.".
 func (e *Env) CreateRepo(t testing.TB, repo string, config map[string]string, servers ...string) {
 	t.Helper()
-	var done sync.WaitGroup
-	defer done.Wait()
 	for _, s := range e.pick(t, servers) {
-		done.Go(func() { s.createRepo(t, repo, config, nil) })
+		s.createRepo(t, repo, config, nil)
 	}
 }
 
@@ -237,17 +236,24 @@ func mustRun(t testing.TB, cmd *exec.Cmd) string {
 	return r.Stdout
 }
 
+// dirPrefix begins the names of all directories of this package, this process's
+// id follows.
+const dirPrefix = "mirror-shell-test-"
+
+// worldParents are the directories that may hold ours.
+func worldParents() []string { return []string{os.TempDir(), "/tmp", "/var/tmp"} }
+
 // worldDir returns a new temporary directory that every unix user can enter,
 // which those of the testing package are not.
 func worldDir(t testing.TB) string {
 	t.Helper()
 	var problems []error
-	for _, parent := range []string{os.TempDir(), "/tmp", "/var/tmp"} {
+	for _, parent := range worldParents() {
 		if err := passable(parent); err != nil {
 			problems = append(problems, err)
 			continue
 		}
-		dir, err := os.MkdirTemp(parent, "mirror-shell-test-")
+		dir, err := os.MkdirTemp(parent, fmt.Sprintf("%s%d-", dirPrefix, os.Getpid()))
 		if err == nil {
 			err = os.Chmod(dir, 0o755)
 		}
