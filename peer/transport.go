@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -86,12 +87,27 @@ func (s *sshStream) Wait() error {
 		// inherited its standard error.
 		return nil
 	}
-	err = &proc.Error{Program: "ssh", Stderr: s.tail.String(), Err: err}
+	err = &proc.Error{Program: "ssh", Stderr: withoutBanner(s.tail.String()), Err: err}
 	// Ended by us, ssh exits with the same status as when it cannot connect.
 	if proc.ExitCode(err) == sshFailed && s.ctx.Err() == nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	return err
+}
+
+// withoutBanner leaves out the frame of @ in which ssh announces a changed host
+// key: in one line it would hide what it announces.
+func withoutBanner(stderr string) string {
+	if !strings.Contains(stderr, "@@@") {
+		return stderr
+	}
+	var kept strings.Builder
+	for line := range strings.Lines(stderr) {
+		if strings.Trim(line, "@ \r\n") != "" {
+			kept.WriteString(strings.TrimPrefix(strings.TrimSuffix(strings.TrimSpace(line), "@"), "@") + "\n")
+		}
+	}
+	return kept.String()
 }
 
 // pulse cancels a context when nothing has moved for a while. The measure is

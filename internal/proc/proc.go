@@ -125,7 +125,9 @@ func OneLine(s string, max int) string {
 	if len(s) <= max {
 		return s
 	}
-	return strings.ToValidUTF8(s[:max], "") + "…"
+	// What happened often stands at the end, what was tried at the beginning.
+	head := max / 2
+	return strings.ToValidUTF8(s[:head], "") + "…" + strings.ToValidUTF8(s[len(s)-(max-head):], "")
 }
 
 // SSH returns the argument vector that runs command on host, an alias in the

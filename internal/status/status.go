@@ -175,7 +175,7 @@ func ofRepository(ctx context.Context, server *mirrorcfg.Server, name string, jo
 		jobs = nil
 	}
 	for _, job := range jobs { // left from when this server was the master
-		if !settled(job) {
+		if job.State != queue.StateOK {
 			lines = append(lines, fromRow(base, job))
 		}
 	}

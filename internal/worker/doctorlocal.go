@@ -17,7 +17,6 @@ import (
 
 	"mirror-shell/hooks"
 	"mirror-shell/internal/git"
-	"mirror-shell/internal/inbox"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/queue"
 	"mirror-shell/mirrorcfg"
@@ -200,10 +199,11 @@ func (c *command) examineWorker(ctx context.Context) []Finding {
 		q.Close()
 		findings = append(findings, Finding{"queue", ok, "jobs table can be opened", ""})
 	}
-	for _, text := range c.inboxWarnings() {
-		findings = append(findings, Finding{"inbox", fail, text, "mirror-shell drain"})
+	warnings := c.inboxWarnings()
+	for _, text := range warnings {
+		findings = append(findings, Finding{"inbox", fail, text, ""})
 	}
-	if bad, err := inbox.New(c.server.StateDir).Bad(); err == nil && len(bad) == 0 && len(findings) == 1 {
+	if len(warnings) == 0 {
 		findings = append(findings, Finding{"inbox", ok, "nothing is stuck", ""})
 	}
 	holder, running, err := queue.WorkerHolder(c.server.StateDir)

@@ -129,6 +129,10 @@ func (c *command) pushNow(ctx context.Context) error {
 	key := queue.Key{Repository: c.RequestPush.Repo, Peer: targets[0]}
 	peers, stop := c.newPeers()
 	defer stop()
+	// Somebody asks: HEAD is sent again, whatever the peer was told before.
+	if err := peers.SetKnownHead(ctx, key.Repository, key.Peer, ""); err != nil {
+		return err
+	}
 	fmt.Fprintf(c.Stderr, "%s ==== (%s) ===> %s\n", server.Hostname, key.Repository, key.Peer)
 	result, err := c.queue.RunNow(ctx, key, inbox.OriginExplicit, job(peers, c.Stderr))
 	if err != nil {

@@ -1,0 +1,130 @@
+package status
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"mirror-shell/internal/queue"
+	"mirror-shell/mirrorcfg"
+)
+
+// table is a jobs table made of rows.
+type table []queue.Row
+
+func (t table) Rows(context.Context, queue.Filter) ([]queue.Row, error) { return t, nil }
+
+func newServer(t *testing.T, repos map[string]string) *mirrorcfg.Server {
+	t.Helper()
+	dir := t.TempDir()
+	s := &mirrorcfg.Server{File: "x.toml", Hostname: "frodo", RepoBase: filepath.Join(dir, "repositories"), StateDir: dir}
+	os.Mkdir(s.RepoBase, 0o700)
+	for name, config := range repos {
+		repo := filepath.Join(s.RepoBase, name+".git")
+		if out, err := exec.Command("git", "init", "-q", "--bare", repo).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		f, err := os.OpenFile(filepath.Join(repo, "config"), os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.WriteString(config)
+		f.Close()
+	}
+	return s
+}
+
+func row(repo, peer string, state queue.State) queue.Row {
+	return queue.Row{Key: queue.Key{Repository: repo, Peer: peer}, State: state}
+}
+
+func TestCollect(t *testing.T) {
+	server := newServer(t, map[string]string{
+		"ip1":    "[gitolite \"mirror\"]\nmaster = frodo\nslaves = sam gollum\nnightly = gimli\n",
+		"ip2":    "[gitolite \"mirror\"]\nmaster = sam\n",
+		"local":  "",
+		"cycle":  "[gitolite \"mirror\"]\nmaster = frodo\nslaves = gitolite.mirror.slaves\n",
+		"broken": "[gitolite \"mirror\"]\nmaster = -x\n",
+		"alone":  "[gitolite \"mirror\"]\nmaster = frodo\n",
+	})
+	failed := row("ip1", "gollum", queue.StateFailed)
+	failed.Error, failed.Lag, failed.Attempt = "disk full", 90*time.Second, 3
+	down := row("gone", "sam", queue.StateDown)
+	down.Error, down.PeerError = "old", "connection refused"
+	jobs := table{row("broken", "sam", queue.StateOK), down, failed, row("ip1", "merry", queue.StateOK), row("ip1", "sam", queue.StateOK),
+		row("ip2", "frodo", queue.StateDropped), row("ip2", "gimli", queue.StateOK)}
+
+	got := lines(t, server, jobs)
+	want := []string{
+		"alone master ",
+		"broken unreadable sam unknown",
+		"cycle master  failed",
+		"gone unreadable sam down",
+		"ip1 master gimli never",
+		"ip1 master gollum failed",
+		"ip1 master merry unlisted",
+		"ip1 master sam ok",
+		"ip2 slave ",
+		"ip2 slave frodo dropped",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if got := lines(t, server, jobs, "local"); strings.Join(got, "\n") != "local local " {
+		t.Errorf("a local repository that was asked for: %q", got)
+	}
+	if got := lines(t, server, jobs, "gon*"); strings.Join(got, "\n") != "gone unreadable sam down" {
+		t.Errorf("a repository that only the table knows: %q", got)
+	}
+	if _, err := Collect(context.Background(), server, jobs, []string{"nothing"}); !errors.Is(err, mirrorcfg.ErrNoRepo) {
+		t.Errorf("a pattern without a match: %v", err)
+	}
+}
+
+func lines(t *testing.T, server *mirrorcfg.Server, jobs table, patterns ...string) []string {
+	t.Helper()
+	report, err := Collect(context.Background(), server, jobs, patterns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, l := range report.Lines {
+		got = append(got, strings.TrimSuffix(strings.Join([]string{l.Repository, l.Role, l.Peer, l.State}, " "), " "))
+		if l.Repository == "gone" && l.State == "down" && !strings.Contains(l.Error, "no such repository") {
+			t.Errorf("the error of a repository that is gone: %q", l.Error)
+		}
+	}
+	return got
+}
+
+func TestFailingAndTable(t *testing.T) {
+	success := time.Now().Add(-49 * time.Hour)
+	r := Report{Lines: []Line{
+		{Repository: "ip1", Role: "master", Peer: "sam", State: "ok", LastSuccess: &success, Note: "HEAD was not sent"},
+		{Repository: "ip1", Role: "master", Peer: "gollum", State: "failed", LagSeconds: 90, Attempts: 3, Error: "two\nlines\x1b[31m"},
+		{Repository: "ip2", Role: "slave", Master: "sam"},
+	}}
+	var out strings.Builder
+	if err := r.Table(&out, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"2d01h ago", "(HEAD was not sent)", "1m30s", "two lines [31m", "slave of sam"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("table\n%s lacks %q", out.String(), want)
+		}
+	}
+	if strings.Contains(out.String(), "\x1b") {
+		t.Error("a control character reaches the terminal")
+	}
+	if !r.KeepFailing() || len(r.Lines) != 1 || r.Lines[0].Peer != "gollum" {
+		t.Errorf("failing: %+v", r.Lines)
+	}
+	if r = (Report{}); r.KeepFailing() {
+		t.Error("an empty report fails")
+	}
+}
