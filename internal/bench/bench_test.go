@@ -44,8 +44,8 @@ func TestBench(t *testing.T) {
 	a.work = filepath.Join(a.alice.Dir, "work")
 	a.alice.Git(t, a.alice.Dir, "init", "-q", a.work)
 
-	cases := []bench.Case{a.startUp(rounds * 2), a.hooks(rounds)}
-	cases = append(cases, a.slavesEqual(rounds))
+	cases := []bench.Case{a.startUp(rounds * 2), a.hooks(rounds), a.slavesEqual(rounds)}
+	cases = append(cases, a.unchanged(rounds, 1000), a.unchanged(3, 10000))
 	if err := bench.Print(os.Stdout, cases); err != nil {
 		t.Fatal(err)
 	}
@@ -166,6 +166,64 @@ func (a *arena) hooks(rounds int) bench.Case {
 		bench.Contestant{Name: "ours, two slaves", Run: push("hooked")},
 		bench.Contestant{Name: "two empty Go hooks", Run: push("emptyhooks")},
 		bench.Contestant{Name: "push without hooks", Run: push("plain")}).Above()
+}
+
+// unchanged is what a look at n unchanged repositories costs, per repository,
+// against `git push --mirror` with a new connection and with a shared one.
+func (a *arena) unchanged(rounds, n int) bench.Case {
+	t := a.t
+	group := fmt.Sprintf("many%d", n)
+	oid := a.commit()
+	for _, s := range []*testenv.Server{a.frodo, a.sam} {
+		a.fill(s, group, oid, n)
+	}
+	perRepo := func(d time.Duration, n int) time.Duration { return d / time.Duration(n) }
+	sync := func() time.Duration {
+		began := time.Now()
+		out := a.frodo.MustRun(t, "mirror-shell", "sync", group+"/**")
+		took := time.Since(began)
+		if want := fmt.Sprintf("%d copies compared: %d equal", n, n); !strings.Contains(out, want) {
+			t.Fatalf("sync says %q, want %q", out, want)
+		}
+		return perRepo(took, n)
+	}
+	mirror := func(options string) func() time.Duration {
+		return func() time.Duration {
+			const sample = 5
+			began := time.Now()
+			for i := range sample {
+				a.frodo.MustRun(t, "git", "-c", "core.sshCommand=ssh "+options, "-C", a.frodo.RepoDir(fmt.Sprintf("%s/r%d", group, i)),
+					"push", "-q", "--mirror", fmt.Sprintf("sam:%s/r%d", group, i))
+			}
+			return perRepo(time.Since(began), sample)
+		}
+	}
+	sockets, err := os.MkdirTemp("/tmp", "cm") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(sockets)
+	if err := os.Chmod(sockets, 0o1777); err != nil {
+		t.Fatal(err)
+	}
+	shared := "-oControlMaster=auto -oControlPersist=5 -oControlPath=" + sockets + "/%C"
+	time.Sleep(3 * time.Second) // older than the grain of time stamps
+	return bench.Measure(fmt.Sprintf("look at %d unchanged repositories, per repository", n), rounds,
+		bench.Contestant{Name: "mirror-shell sync", Run: sync},
+		bench.Contestant{Name: "git push --mirror, new ssh", Run: mirror("")},
+		bench.Contestant{Name: "git push --mirror, ControlMaster", Run: mirror(shared)})
+}
+
+// fill makes n repositories with one commit, as fast as the disk allows.
+func (a *arena) fill(s *testenv.Server, group, oid string, n int) {
+	t := a.t
+	a.CreateRepo(t, group+"/r0", map[string]string{"master": "frodo", "slaves": "sam"}, s.Name)
+	first := s.RepoDir(group + "/r0")
+	a.alice.Git(t, a.alice.Dir, "--git-dir="+first, "fetch", "-q", a.work, oid+":refs/heads/main") // as root; no hook runs
+	script := fmt.Sprintf("cd %s/.. && for i in $(seq 1 %d); do cp -a r0.git r$i.git; done && chown -R --reference=%s .", first, n-1, s.Home())
+	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 }
 
 // naiveHook is what people write: mirror pushes in the background, nothing kept.

@@ -16,7 +16,7 @@ var allowed = map[string]string{
 	"cmd/pre-receive":  "hooks",
 	"cmd/post-receive": "hooks",
 
-	"internal/worker": "hooks internal/cli internal/git internal/inbox internal/proc internal/queue internal/refset internal/status mirrorcfg peer shell",
+	"internal/worker": "hooks internal/cli internal/digest internal/git internal/inbox internal/proc internal/queue internal/refset internal/status mirrorcfg peer shell",
 	"internal/cli":    "hooks internal/inbox internal/proc mirrorcfg shell",
 	"internal/status": "internal/proc internal/queue mirrorcfg",
 

@@ -11,9 +11,10 @@
 //
 //	state_dir/inbox/NANOSECONDS-ID.json   an event: one push, and the peers it is for
 //	state_dir/inbox/.NANOSECONDS-ID.tmp   an event being written; ignored
-//	state_dir/inbox/taken/                events a worker is committing
+//	state_dir/inbox/taken/                events a worker is committing, or will try to commit again
 //	state_dir/inbox/bad/                  files that are not events; kept for a person
-//	state_dir/worker.sock                 the bell: a unix datagram socket
+//	state_dir/worker.sock                 the bell: a unix datagram socket. A datagram "leave" asks
+//	                                      a drain to make room for a daemon; all others ring
 //
 // NANOSECONDS is the time of writing, 19 decimal digits of unix time, so that the order
 // of names is the order of pushes. ID is 8 lower-case hexadecimal digits, shown to users
@@ -27,8 +28,10 @@
 //
 // It is written under a name that begins with a dot, fsynced, renamed, and its directory
 // fsynced. A taker renames it into taken/ before reading it (the rename has one winner, so
-// several takers share an inbox safely), commits, and unlinks it. Whatever a killed worker
-// left in taken/ is put back by [Inbox.Replay] at the next start. So an event is delivered at least
+// several takers share an inbox safely), commits, and unlinks it. A file never moves back: after a failed
+// commit it stays in taken/, and its taker tries again with its next Take. What a killed taker
+// left there is adopted by the next holder of the worker lock ([Inbox.Replay]). So whoever looks into the inbox
+// first and into taken/ second cannot miss an event that is not committed yet. An event is delivered at least
 // once, sometimes twice, and events must be such that twice does no harm.
 package inbox
 
@@ -39,7 +42,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -47,12 +52,15 @@ import (
 // number of goroutines and processes at once, except where they say otherwise.
 type Inbox struct {
 	dir string
+
+	mu    sync.Mutex
+	again map[string]bool // files in taken/ that the next Take begins with
 }
 
 // New returns the inbox of a state directory. It touches nothing on disk; the
 // directories are made by the first Put.
 func New(stateDir string) *Inbox {
-	return &Inbox{dir: filepath.Join(stateDir, "inbox")}
+	return &Inbox{dir: filepath.Join(stateDir, "inbox"), again: map[string]bool{}}
 }
 
 // Dir is the directory that holds the events.
@@ -95,29 +103,37 @@ func (b *Inbox) Put(e Event) (id string, err error) {
 	return id, nil
 }
 
-// List returns the names of the events that wait to be taken, oldest first. An inbox
+// List returns the names of the events that have not been committed, oldest first: those that wait
+// to be taken, and those that somebody has taken and is at, or failed to commit. An inbox
 // that does not exist yet is empty.
 func (b *Inbox) List() ([]string, error) {
-	return listFiles(b.dir)
+	waiting, err := listFiles(b.dir) // this order, which is an event's own, misses none that moves meanwhile
+	if err != nil {
+		return nil, err
+	}
+	taken, err := listFiles(b.takenDir())
+	if err != nil {
+		return nil, err
+	}
+	all := append(waiting, taken...)
+	slices.Sort(all)
+	return slices.Compact(all), nil
 }
 
-// Pending reports whether there is anything to take.
+// Pending reports whether there is anything that has not been committed.
 func (b *Inbox) Pending() (bool, error) {
 	names, err := b.List()
 	return len(names) > 0, err
 }
 
-// Holds reports whether the event of that ID has not reached its commit yet: it
-// is waiting, or somebody has taken it and is at it.
+// Holds reports whether the event of that ID, as Put returned it, has not been committed yet.
+// Once it says no, the event's changes are in the table.
 func (b *Inbox) Holds(id string) (bool, error) {
-	for _, dir := range []string{b.dir, b.takenDir()} {
-		// This order, which is the event's own, cannot miss one that moves meanwhile.
-		found, err := filepath.Glob(filepath.Join(dir, "*-"+id+".json"))
-		if err != nil || len(found) > 0 {
-			return len(found) > 0, err
-		}
-	}
-	return false, nil
+	names, err := b.List()
+	return slices.ContainsFunc(names, func(name string) bool {
+		found, ok := idOf(name)
+		return ok && found == id
+	}), err
 }
 
 // Bad returns the paths of the files that were set aside because they are not events.

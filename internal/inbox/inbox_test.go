@@ -4,13 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -137,7 +140,10 @@ func TestCommitErrorLosesNothing(t *testing.T) {
 	b := New(t.TempDir())
 	mustPut(t, b, event("ip1", "sam"))
 	mustPut(t, b, event("ip2", "sam"))
-	before := files(t, b.Dir())
+	before, err := b.List()
+	if err != nil {
+		t.Fatal(err)
+	}
 	locked := errors.New("database is locked")
 	n, err := b.Take(func(es []Event) error {
 		if inbox, taken := files(t, b.Dir()), files(t, b.takenDir()); inbox != nil || len(taken) != 2 {
@@ -148,11 +154,127 @@ func TestCommitErrorLosesNothing(t *testing.T) {
 	if n != 0 || !errors.Is(err, locked) || errors.Is(err, ErrBad) {
 		t.Errorf("got %d, %v", n, err)
 	}
-	if diff := cmp.Diff(before, files(t, b.Dir())); diff != "" {
-		t.Error(diff)
+	if after, err := b.List(); err != nil || !slices.Equal(before, after) {
+		t.Errorf("before %v, after %v, %v", before, after, err)
 	}
-	if got := takeAll(t, b); len(got) != 2 {
+	mustPut(t, b, event("ip3", "sam"))
+	if got := takeAll(t, New(filepath.Dir(b.Dir()))); len(got) != 1 || got[0].Repository != "ip3" {
+		t.Errorf("another taker: %v", got)
+	}
+	mustPut(t, b, event("ip4", "sam"))
+	if got := takeAll(t, b); len(got) != 3 || got[0].Repository != "ip1" || got[2].Repository != "ip4" {
 		t.Errorf("second take: %v", got)
+	}
+	if got := takeAll(t, b); got != nil {
+		t.Errorf("third take: %v", got)
+	}
+	for _, dir := range []string{b.Dir(), b.takenDir()} {
+		if left := files(t, dir); left != nil {
+			t.Errorf("left in %s: %v", dir, left)
+		}
+	}
+}
+
+// What a failed commit leaves is bounded by a Take's batch like everything else.
+func TestRetriedTakeIsBounded(t *testing.T) {
+	b := New(t.TempDir())
+	for range batch + 3 {
+		data, err := encode(event("r", "sam"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := makeDirs(b.takenDir()); err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprintf("%019d-%08x.json", 1, rand.Uint32())
+		if err := os.WriteFile(filepath.Join(b.takenDir(), name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := takeAll(t, b); got != nil {
+		t.Errorf("took %d events of somebody who may be alive", len(got))
+	}
+	if err := b.Replay(); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []int{batch, 3, 0} {
+		if got := takeAll(t, b); len(got) != want {
+			t.Errorf("took %d, want %d", len(got), want)
+		}
+	}
+}
+
+func TestHolds(t *testing.T) {
+	// Neither the name of a directory nor an ID is a pattern.
+	b := New(filepath.Join(t.TempDir(), "state [of*?"))
+	holds := func(when, id string, want bool) {
+		t.Helper()
+		if got, err := b.Holds(id); got != want || err != nil {
+			t.Errorf("%s: holds %v, %v, want %v", when, got, err, want)
+		}
+	}
+	holds("a missing inbox", "00000000", false)
+	id := mustPut(t, b, event("ip1", "sam"))
+	for _, other := range []string{"", "*", id[:7], "-" + id, id + ".json", "zzzzzzzz"} {
+		holds("id "+other, other, false)
+	}
+	holds("waiting", id, true)
+	_, err := b.Take(func([]Event) error { holds("during the commit", id, true); return errors.New("no database") })
+	if err == nil {
+		t.Error("the commit's error was lost")
+	}
+	holds("after a failed commit", id, true)
+	takeAll(t, b)
+	holds("committed", id, false)
+	if err := os.WriteFile(filepath.Join(b.Dir(), "0000000000000000001-"+id+".json"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	holds("unread", id, true)
+	if _, err := b.Take(nil); !errors.Is(err, ErrBad) {
+		t.Errorf("got %v", err)
+	}
+	holds("set aside", id, false)
+}
+
+// However often commits fail, and whoever replays: an event is never out of sight before it is committed.
+func TestHoldsMissesNothing(t *testing.T) {
+	state := t.TempDir()
+	b := New(state)
+	id := mustPut(t, b, event("ip1", "sam"))
+	var committed atomic.Bool
+	var wg sync.WaitGroup
+	looks := 0
+	wg.Go(func() {
+		for before := false; !before; looks++ {
+			before = committed.Load()
+			held, err := b.Holds(id)
+			if err != nil || !held && !committed.Load() {
+				t.Errorf("held %v, %v, and not committed", held, err)
+				return
+			}
+		}
+	})
+	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); {
+		box := New(state) // the next worker
+		if err := box.Replay(); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if _, err := box.Take(func([]Event) error { return errors.New("no database") }); err == nil {
+				t.Fatal("nothing to take")
+			}
+		}
+		mustPut(t, b, event("other", "sam")) // the directory changes while it is read
+	}
+	if err := b.Replay(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Take(func([]Event) error { committed.Store(true); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if looks < 10 {
+		t.Errorf("only %d looks", looks)
 	}
 }
 
@@ -163,8 +285,11 @@ func TestKilledTakerIsReplayed(t *testing.T) {
 		defer func() { _ = recover() }()
 		_, _ = b.Take(func([]Event) error { panic("as if killed") })
 	}()
-	if pending, _ := b.Pending(); pending {
-		t.Fatal("the event must wait in taken/")
+	if left, taken := files(t, b.Dir()), files(t, b.takenDir()); left != nil || len(taken) != 1 {
+		t.Fatalf("the event must wait in taken/: %v, %v", left, taken)
+	}
+	if pending, err := b.Pending(); !pending || err != nil {
+		t.Errorf("pending %v, %v", pending, err)
 	}
 	old := filepath.Join(b.Dir(), ".1.tmp")
 	fresh := filepath.Join(b.Dir(), ".2.tmp")

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,60 +30,92 @@ var errRead = errors.New("cannot be read now")
 
 // Take hands up to a thousand events, oldest first, to commit, which must store them
 // durably or fail as a whole; it is not called when there are none. After a nil from commit the
-// files are removed and n is their number. After an error they are put back and the
-// error is returned with n = 0; those that cannot even be put back wait in taken/ for Replay.
+// files are removed and n is their number. After an error n is 0, and the events are the first of
+// this Inbox's next Take.
 //
 // A file that is not an event never holds up the others: it is moved to bad/ and reported
 // by an error that wraps ErrBad, possibly beside n > 0.
 func (b *Inbox) Take(commit func([]Event) error) (n int, err error) {
-	names, err := b.List()
-	if err != nil || len(names) == 0 {
+	names, err := b.claim()
+	if len(names) == 0 {
 		return 0, err
 	}
-	if err := makeDirs(b.takenDir()); err != nil {
-		return 0, fmt.Errorf("take events: %w", err)
-	}
-	taken, events, problem := b.claim(names[:min(len(names), batch)])
+	taken, events, problem := b.read(names)
+	errs := []error{err, problem}
 	if len(events) == 0 {
-		return 0, problem
-	}
-	if err := commit(events); err != nil {
-		errs := []error{problem, fmt.Errorf("commit %d events: %w", len(events), err)}
-		for _, name := range taken {
-			errs = append(errs, b.putBack(name))
-		}
 		return 0, errors.Join(errs...)
 	}
-	errs := []error{problem}
+	if err := commit(events); err != nil {
+		b.keep(taken...)
+		return 0, errors.Join(append(errs, fmt.Errorf("commit %d events: %w", len(events), err))...)
+	}
 	for _, name := range taken {
 		err := os.Remove(filepath.Join(b.takenDir(), name))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // delivered once more, at the next start
 			errs = append(errs, fmt.Errorf("remove committed event: %w", err))
 		}
 	}
 	return len(events), errors.Join(errs...)
 }
 
-// claim moves files into taken/ and reads them; taken[i] is the name of events[i]. Files
-// that another taker won are skipped silently.
-func (b *Inbox) claim(names []string) (taken []string, events []Event, err error) {
+// claim returns the names of up to a batch of files in taken/ that are the caller's alone: those kept by an
+// earlier Take, then new ones, which it moves there. Files that another taker won are skipped silently.
+func (b *Inbox) claim() ([]string, error) {
+	ours := b.kept()
+	waiting, err := listFiles(b.dir)
+	if err != nil || len(waiting) == 0 || len(ours) == batch {
+		return ours, err
+	}
+	if err := makeDirs(b.takenDir()); err != nil {
+		return ours, fmt.Errorf("take events: %w", err)
+	}
+	var errs []error
+	for _, name := range waiting[:min(len(waiting), batch-len(ours))] {
+		err := os.Rename(filepath.Join(b.dir, name), filepath.Join(b.takenDir(), name))
+		switch {
+		case err == nil:
+			ours = append(ours, name)
+		case !errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, fmt.Errorf("take event: %w", err))
+		}
+	}
+	return ours, errors.Join(errs...)
+}
+
+// kept hands over what keep was given, up to a batch, oldest first.
+func (b *Inbox) kept() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	names := slices.Sorted(maps.Keys(b.again))
+	names = names[:min(len(names), batch)]
+	for _, name := range names {
+		delete(b.again, name)
+	}
+	return names
+}
+
+// keep gives files in taken/ to the next Take.
+func (b *Inbox) keep(names ...string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, name := range names {
+		b.again[name] = true
+	}
+}
+
+// read reads claimed files; taken[i] is the name of events[i]. Those that are not events are
+// set aside, and those that cannot be read now are kept.
+func (b *Inbox) read(names []string) (taken []string, events []Event, err error) {
 	var errs []error
 	for _, name := range names {
-		path := filepath.Join(b.takenDir(), name)
-		err := os.Rename(filepath.Join(b.dir, name), path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("take event: %w", err))
-			continue
-		}
-		event, err := readEvent(path)
+		event, err := readEvent(filepath.Join(b.takenDir(), name))
 		switch {
 		case err == nil:
 			taken, events = append(taken, name), append(events, event)
+		case errors.Is(err, fs.ErrNotExist): // whoever Replay took it from was alive, and committed it
 		case errors.Is(err, errRead):
-			errs = append(errs, fmt.Errorf("event %s %w", name, err), b.putBack(name))
+			b.keep(name)
+			errs = append(errs, fmt.Errorf("event %s %w", name, err))
 		default:
 			errs = append(errs, b.setAside(name, err))
 		}
@@ -129,30 +163,19 @@ func (b *Inbox) setAside(name string, cause error) error {
 		err = os.Rename(filepath.Join(b.takenDir(), name), bad)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %s: %w; it cannot be moved aside: %w", ErrBad, name, cause, err)
+		b.keep(name) // a full disk may keep it there for a while; it is no report for ErrBad yet
+		return fmt.Errorf("file %s is not an event (%w) and cannot be moved aside: %w", name, cause, err)
 	}
 	return fmt.Errorf("%w: %w; kept as %s, look at it and remove it", ErrBad, cause, bad)
 }
 
-func (b *Inbox) putBack(name string) error {
-	err := os.Rename(filepath.Join(b.takenDir(), name), filepath.Join(b.dir, name))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("put event back: %w", err)
-	}
-	return nil
-}
-
-// Replay puts the events that a killed worker had taken back into the inbox, and removes what
-// killed hooks left half written. Only the holder of the worker lock may call it.
+// Replay adopts the events that killed workers had taken: the next Take begins with them. It also
+// removes what killed hooks left half written. Only the holder of the worker lock may call it.
 // An event that somebody else is committing at this moment is then delivered twice, which is harmless.
 func (b *Inbox) Replay() error {
 	names, err := listFiles(b.takenDir())
-	errs := []error{err}
-	for _, name := range names {
-		errs = append(errs, b.putBack(name))
-	}
-	errs = append(errs, b.removeAbandoned(time.Now().Add(-abandonedAfter)))
-	return errors.Join(errs...)
+	b.keep(names...)
+	return errors.Join(err, b.removeAbandoned(time.Now().Add(-abandonedAfter)))
 }
 
 func (b *Inbox) removeAbandoned(before time.Time) error {

@@ -18,6 +18,9 @@ var ErrNoWorker = errors.New("no worker is running")
 
 const (
 	socketName = "worker.sock"
+	// What a datagram says. Whatever else one says, or an empty one, counts as a ring.
+	sayWake  = "wake"
+	sayLeave = "leave"
 	// maxSunPath is the longest path a unix socket address takes, without its final NUL.
 	maxSunPath = 107
 )
@@ -28,14 +31,7 @@ const (
 //
 // Package net is not used here on purpose: it would add to the start-up of each hook.
 func Wake(stateDir string) error {
-	err := atSocketPath(stateDir, socketName, func(path string) error {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		return unix.Sendto(fd, []byte{'!'}, unix.MSG_NOSIGNAL, &unix.SockaddrUnix{Name: path})
-	})
+	err := tell(stateDir, sayWake)
 	switch {
 	case err == nil, errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOBUFS):
 		return nil
@@ -45,10 +41,38 @@ func Wake(stateDir string) error {
 	return fmt.Errorf("wake worker at %s: %w", filepath.Join(stateDir, socketName), err)
 }
 
+// AskToLeave asks the worker to make room, in the same way as Wake rings. Only a drain
+// does so. Whether it was heard shows when its lock is free: ask again until then. The error wraps ErrNoWorker
+// as Wake's does, and a full socket buffer is an error too.
+func AskToLeave(stateDir string) error {
+	err := tell(stateDir, sayLeave)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
+		err = ErrNoWorker
+	}
+	if err != nil {
+		return fmt.Errorf("ask the worker to leave: %w", err)
+	}
+	return nil
+}
+
+// tell sends one datagram, without waiting.
+func tell(stateDir, what string) error {
+	return atSocketPath(stateDir, socketName, func(path string) error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Sendto(fd, []byte(what), unix.MSG_NOSIGNAL, &unix.SockaddrUnix{Name: path})
+	})
+}
+
 // Waker is the worker's end of the bell.
 type Waker struct {
 	// C receives after one or more rings; rings that are not collected in time merge.
 	C <-chan struct{}
+	// Leave receives after AskToLeave, in the same way.
+	Leave <-chan struct{}
 
 	file *os.File
 	path string
@@ -78,9 +102,9 @@ func Listen(stateDir string) (*Waker, error) {
 		file.Close()
 		return nil, fmt.Errorf("listen for hooks: %w", err)
 	}
-	c := make(chan struct{}, 1)
-	w := &Waker{C: c, file: file, path: path, mine: mine, done: make(chan struct{})}
-	go w.receive(c)
+	wake, leave := make(chan struct{}, 1), make(chan struct{}, 1)
+	w := &Waker{C: wake, Leave: leave, file: file, path: path, mine: mine, done: make(chan struct{})}
+	go w.receive(wake, leave)
 	return w, nil
 }
 
@@ -114,13 +138,17 @@ func removeAbandonedSockets(stateDir string) {
 	}
 }
 
-func (w *Waker) receive(c chan<- struct{}) {
+func (w *Waker) receive(wake, leave chan<- struct{}) {
 	defer close(w.done)
 	var buf [16]byte
 	for {
-		// io.EOF is how os.File reports an empty datagram: a ring too.
-		if _, err := w.file.Read(buf[:]); err != nil && err != io.EOF {
+		n, err := w.file.Read(buf[:])
+		if err != nil && err != io.EOF { // io.EOF is how os.File reports an empty datagram
 			return
+		}
+		c := wake
+		if string(buf[:n]) == sayLeave {
+			c = leave
 		}
 		select {
 		case c <- struct{}{}:
@@ -129,7 +157,7 @@ func (w *Waker) receive(c chan<- struct{}) {
 	}
 }
 
-// Close removes the socket and ends the receiving goroutine. C is not closed.
+// Close removes the socket and ends the receiving goroutine. The channels are not closed.
 func (w *Waker) Close() error {
 	if now, err := os.Lstat(w.path); err == nil && os.SameFile(now, w.mine) {
 		os.Remove(w.path)

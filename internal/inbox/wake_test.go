@@ -117,7 +117,49 @@ func TestListenReplacesStaleSocket(t *testing.T) {
 	}
 }
 
-func TestEmptyDatagramIsARing(t *testing.T) {
+func TestAskToLeave(t *testing.T) {
+	state := t.TempDir()
+	if err := AskToLeave(state); !errors.Is(err, ErrNoWorker) {
+		t.Errorf("nobody there: %v", err)
+	}
+	w, err := Listen(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for range 3 {
+		if err := AskToLeave(state); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-w.Leave:
+		case <-time.After(5 * time.Second):
+			t.Fatal("not heard")
+		}
+	}
+	for range 10 { // an old drain hears no word for it, and a new one is asked again and again
+		if err := AskToLeave(state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Wake(state); err != nil {
+		t.Fatal(err)
+	}
+	heard(t, w)
+	select {
+	case <-w.Leave:
+	default:
+		t.Error("forgotten")
+	}
+	select {
+	case <-w.C:
+		t.Error("a wish to leave rang")
+	default:
+	}
+}
+
+// Whatever else is said, for example by a hook of another version, is a ring.
+func TestAnyDatagramIsARing(t *testing.T) {
 	state := t.TempDir()
 	w, err := Listen(state)
 	if err != nil {
@@ -129,8 +171,8 @@ func TestEmptyDatagramIsARing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	for range 2 {
-		if err := unix.Sendto(fd, nil, 0, &unix.SockaddrUnix{Name: filepath.Join(state, socketName)}); err != nil {
+	for _, word := range []string{"", "!", "", "leave!", "leav", strings.Repeat("leave", 100)} {
+		if err := unix.Sendto(fd, []byte(word), 0, &unix.SockaddrUnix{Name: filepath.Join(state, socketName)}); err != nil {
 			t.Fatal(err)
 		}
 		heard(t, w)

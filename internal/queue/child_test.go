@@ -2,12 +2,15 @@ package queue
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -19,44 +22,105 @@ import (
 	"mirror-shell/internal/inbox"
 )
 
-// childEnv makes the test binary a worker process: "serve" (the real thing, under the worker lock) or
-// "claim" (one that only claims and runs, like the foreground pushes that run beside the worker).
+// childEnv makes the test binary another process; it holds a child as JSON.
+const childEnv = "QUEUE_TEST_CHILD"
+
+// child is what another process does.
+type child struct {
+	Kind string // "serve" and "drain": exit code 0, or 3 for ErrBusy; "serve again and again"; "claim": like foreground pushes
+	Dir  string // state directory; complaints and the log are in it
+	URL  string
+	Run  string // "exclusively", "hang" until told to stop, "wait" for the file go and nothing else, "fail", "" for success
+	With string // directory that all runs share; "" for Dir
+}
+
 const (
-	childEnv = "QUEUE_TEST_CHILD"
-	childDir = "QUEUE_TEST_DIR"
+	serveForEver = "serve again and again"
 	// childLease is short enough for a test, and long against what a loaded machine
 	// may delay a heartbeat.
 	childLease = 1200 * time.Millisecond
 )
 
-func childOptions(dir string) Options {
-	return Options{StateDir: dir, Server: "frodo", Lease: childLease, BackoffBase: 20 * time.Millisecond, RetryMax: 100 * time.Millisecond}
+func (c child) options() Options {
+	return Options{StateDir: c.Dir, URL: c.URL, Server: "frodo", Patient: true,
+		Lease: childLease, BackoffBase: 20 * time.Millisecond, RetryMax: 100 * time.Millisecond}
 }
 
-func childMain() {
-	dir := os.Getenv(childDir)
-	q, err := Open(context.Background(), childOptions(dir))
-	if err != nil {
-		complain(dir, "open: %v", err)
-		os.Exit(1)
+func childMain() (code int) {
+	var c child
+	if err := json.Unmarshal([]byte(os.Getenv(childEnv)), &c); err != nil {
+		panic(err)
 	}
-	run := func(ctx context.Context, job Job) (Result, error) { return exclusively(ctx, dir, job) }
-	for ctx := context.Background(); ; time.Sleep(20 * time.Millisecond) {
-		if os.Getenv(childEnv) == KindServe {
-			w := &Worker{Queue: q, Inbox: inbox.New(dir), Run: run, Jobs: 4, Poll: 200 * time.Millisecond}
+	if c.With == "" {
+		c.With = c.Dir
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	log, err := os.OpenFile(filepath.Join(c.Dir, "log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		panic(err)
+	}
+	q, err := Open(ctx, c.options())
+	if err != nil {
+		complain(c.With, "open: %v", err)
+		return 1
+	}
+	defer q.Close()
+	w := &Worker{Queue: q, Inbox: inbox.New(c.Dir), Run: c.run, Jobs: 4, Poll: 200 * time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil))}
+	switch c.Kind {
+	case KindServe:
+		err = w.Serve(ctx)
+	case KindDrain:
+		err = w.Drain(ctx)
+	default:
+		c.forEver(ctx, w)
+	}
+	switch {
+	case errors.Is(err, ErrBusy):
+		return 3
+	case err != nil:
+		complain(c.With, "%s: %v", c.Kind, err)
+		return 1
+	}
+	return 0
+}
+
+func (c child) forEver(ctx context.Context, w *Worker) {
+	for ; ; time.Sleep(20 * time.Millisecond) {
+		if c.Kind == serveForEver {
 			if err := w.Serve(ctx); !errors.Is(err, ErrBusy) {
-				complain(dir, "serve: %v", err)
+				complain(c.With, "serve: %v", err)
 			}
 			continue
 		}
-		c, err := q.claim(ctx, limits{perPeer: 3})
+		claimed, err := w.Queue.claim(ctx, limits{perPeer: 3})
 		if err != nil {
-			complain(dir, "claim: %v", err)
+			complain(c.With, "claim: %v", err)
 		}
-		if c != nil {
-			q.execute(ctx, c, run)
+		if claimed != nil {
+			w.Queue.execute(ctx, claimed, w.Run)
 		}
 	}
+}
+
+func (c child) run(ctx context.Context, job Job) (Result, error) {
+	switch c.Run {
+	case "exclusively":
+		return exclusively(ctx, c.With, job)
+	case "hang":
+		<-ctx.Done()
+		return Result{}, errors.New("signal: killed") // what a child of its own would say
+	case "wait":
+		for {
+			if _, err := os.Stat(filepath.Join(c.Dir, "go")); err == nil {
+				return Result{}, nil
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	case "fail":
+		return Result{}, errors.New("rejected")
+	}
+	return Result{}, sleep(ctx, 10*time.Millisecond)
 }
 
 func complain(dir, format string, args ...any) {
@@ -104,20 +168,20 @@ func exclusively(ctx context.Context, dir string, job Job) (Result, error) {
 	return Result{}, nil
 }
 
-type children struct {
-	t   *testing.T
-	dir string
-	all []*exec.Cmd
-}
-
-func (c *children) start(kind string) *exec.Cmd {
-	c.t.Helper()
+// start starts a child; it is killed when the test ends.
+func (c child) start(t *testing.T) *exec.Cmd {
+	t.Helper()
+	config, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"="+kind, childDir+"="+c.dir)
+	cmd.Env = append(os.Environ(), childEnv+"="+string(config))
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { kill(cmd) })
 	return cmd
 }
 
@@ -126,41 +190,62 @@ func kill(cmd *exec.Cmd) {
 	_ = cmd.Wait() // reaped: its number no longer names a process
 }
 
+// ended returns a child's exit code.
+func ended(t *testing.T, cmd *exec.Cmd) int {
+	t.Helper()
+	timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+	defer timer.Stop()
+	if err := cmd.Wait(); err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
+func noComplaints(t *testing.T, dir string) {
+	t.Helper()
+	if data, err := os.ReadFile(filepath.Join(dir, "complaints")); err == nil {
+		t.Errorf("complaints:\n%s", data)
+	}
+}
+
 // Workers are killed again and again while pushes come in; at the end everything has arrived, and at
-// no time did two processes run the same job.
-func TestKilledWorkers(t *testing.T) {
+// no time did two processes run the same job. Over PostgreSQL they are two nodes.
+func TestKilledWorkers(t *testing.T) { onBoth(t, testKilledWorkers) }
+
+func testKilledWorkers(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "running"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	o := childOptions(dir)
-	q := open(t, dir, func(options *Options) { *options = o })
-	box := inbox.New(dir)
-	c := &children{t: t, dir: dir}
-	for _, kind := range []string{KindServe, KindServe, "claim"} { // the second server takes over when the first is killed
-		c.all = append(c.all, c.start(kind))
+	address := databaseURL(t, dir)
+	first := child{Kind: serveForEver, Dir: dir, URL: address, Run: "exclusively", With: dir}
+	second, third := first, first // the second server takes over when the first is killed
+	third.Kind = "claim"
+	if onPostgres(t) {
+		second.Dir = t.TempDir()
 	}
-	t.Cleanup(func() {
-		for _, cmd := range c.all {
-			kill(cmd)
-		}
-	})
+	boxes := []*inbox.Inbox{inbox.New(first.Dir), inbox.New(second.Dir)}
+	q := open(t, dir, func(o *Options) { *o = first.options() })
+	all := []child{first, second, third}
+	var running []*exec.Cmd
+	for _, c := range all {
+		running = append(running, c.start(t))
+	}
 	pushes := map[Key]int64{}
 	nextKill := time.Now().Add(700 * time.Millisecond)
 	kills := 0
-	for end := time.Now().Add(3500 * time.Millisecond); time.Now().Before(end); time.Sleep(rand.N(25 * time.Millisecond)) {
-		repository := fmt.Sprint("r", rand.IntN(8))
-		if _, err := box.Put(inbox.Event{Repository: repository, Peers: []string{"sam", "gollum"}, Origin: inbox.OriginList}); err != nil {
+	for end := time.Now().Add(3000 * time.Millisecond); time.Now().Before(end); time.Sleep(rand.N(25 * time.Millisecond)) {
+		repository, at := fmt.Sprint("r", rand.IntN(8)), rand.IntN(2)
+		if _, err := boxes[at].Put(inbox.Event{Repository: repository, Peers: []string{"sam", "gollum"}, Origin: inbox.OriginList}); err != nil {
 			t.Fatal(err)
 		}
 		pushes[Key{repository, "sam"}]++
 		pushes[Key{repository, "gollum"}]++
-		_ = inbox.Wake(dir) // perhaps nobody is alive
+		_ = inbox.Wake(all[at].Dir) // perhaps nobody is alive
 		if time.Now().After(nextKill) {
-			victim := kills % len(c.all)
-			kind := []string{KindServe, KindServe, "claim"}[victim]
-			kill(c.all[victim])
-			c.all[victim] = c.start(kind)
+			victim := kills % len(all)
+			kill(running[victim])
+			running[victim] = all[victim].start(t)
 			kills++
 			nextKill = time.Now().Add(200*time.Millisecond + rand.N(300*time.Millisecond))
 		}
@@ -168,10 +253,8 @@ func TestKilledWorkers(t *testing.T) {
 	if kills < 3 {
 		t.Errorf("only %d kills", kills)
 	}
-	runs := awaitArrival(t, q, box, pushes)
-	if data, err := os.ReadFile(filepath.Join(dir, "complaints")); err == nil {
-		t.Errorf("complaints:\n%s", data)
-	}
+	runs := awaitArrival(t, q, boxes, pushes)
+	noComplaints(t, dir)
 	var total int64
 	for _, n := range pushes {
 		total += n
@@ -180,12 +263,16 @@ func TestKilledWorkers(t *testing.T) {
 }
 
 // awaitArrival waits until nothing is left anywhere and returns how many runs it took.
-func awaitArrival(t *testing.T, q *Queue, box *inbox.Inbox, pushes map[Key]int64) (runs int64) {
+func awaitArrival(t *testing.T, q *Queue, boxes []*inbox.Inbox, pushes map[Key]int64) (runs int64) {
 	t.Helper()
 	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		waiting, err := box.List()
-		if err != nil {
-			t.Fatal(err)
+		var waiting []string
+		for _, box := range boxes {
+			names, err := box.List()
+			if err != nil {
+				t.Fatal(err)
+			}
+			waiting = append(waiting, names...)
 		}
 		rows, err := q.Rows(t.Context(), Filter{})
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"mirror-shell/internal/inbox"
@@ -49,27 +50,31 @@ type claim struct {
 	owner   string
 	run     int64
 	peerRun int64
+	tried   bool // to settle it, but the database's answer did not come
 }
 
 // board is what decides which peers may get another run.
 type board struct {
 	now     int64
 	peers   []peer
-	live    map[string]int  // live runs per peer
-	probing map[string]bool // one of them tries a peer that is down
+	live    map[string]int  // live runs of this node per peer: other nodes have connections of their own
+	probing map[string]bool // a live run, of any node, tries a peer that is down
 	expires int64           // first end of a live lease, 0 without any
 }
 
-func (tx *tx) board(ctx context.Context) (board, error) {
+// board looks at peers and runs. For a claim it keeps the peers locked, and with them all other claims.
+func (tx *tx) board(ctx context.Context, claim bool) (board, error) {
 	b := board{now: tx.now, live: map[string]int{}, probing: map[string]bool{}}
 	var err error
-	if b.peers, err = tx.peers(ctx); err != nil {
+	if b.peers, err = tx.listPeers(ctx, claim); err != nil { // before the runs: see the package comment
 		return b, err
 	}
 	running, err := tx.running(ctx)
 	for _, r := range running {
 		if r.lease > tx.now {
-			b.live[r.Peer]++
+			if tx.q.owns(r.owner) {
+				b.live[r.Peer]++
+			}
 			b.probing[r.Peer] = b.probing[r.Peer] || r.probe
 			b.expires = minKnown(b.expires, r.lease)
 		}
@@ -96,14 +101,14 @@ func (b board) admits(p peer, lim limits) (from int64, ok bool) {
 }
 
 // next finds the job that has been, or will be, claimable first among all peers, and when.
-func (tx *tx) next(ctx context.Context, b board, lim limits) (k Key, at int64, ok bool, err error) {
+func (tx *tx) next(ctx context.Context, b board, lim limits, claim bool) (k Key, at int64, ok bool, err error) {
 	var line int64
 	for _, p := range b.peers {
 		from, open := b.admits(p, lim)
 		if !open {
 			continue
 		}
-		repository, runAt, some, err := tx.firstInLine(ctx, p.name)
+		repository, runAt, some, err := tx.first(ctx, p.name, claim)
 		if err != nil {
 			return Key{}, 0, false, err
 		}
@@ -116,48 +121,72 @@ func (tx *tx) next(ctx context.Context, b board, lim limits) (k Key, at int64, o
 	return k, at, ok, nil
 }
 
-// nextRun is when the worker has a reason to look again if nothing else happens: a job is due, or
+// nextRun is how long a worker has no reason to look again if nothing else happens: until a job is due, or
 // somebody's lease ends. ok is false when there is no such time.
-func (q *Queue) nextRun(ctx context.Context, lim limits) (at time.Time, ok bool, err error) {
-	tx := q.reading()
-	b, err := tx.board(ctx)
+func (q *Queue) nextRun(ctx context.Context, lim limits) (wait time.Duration, ok bool, err error) {
+	err = q.read(ctx, func(tx *tx) error {
+		b, err := tx.board(ctx, false)
+		if err != nil {
+			return err
+		}
+		_, at, some, err := tx.next(ctx, b, lim, false)
+		if some {
+			at = max(at, tx.now)
+		}
+		at = minKnown(at, b.expires)
+		wait, ok = time.Duration(at-tx.now)*time.Millisecond, at > 0
+		return err
+	})
 	if err != nil {
-		return time.Time{}, false, fmt.Errorf("find the next job: %w", err)
+		return 0, false, fmt.Errorf("find the next job: %w", err)
 	}
-	_, t, ok, err := tx.next(ctx, b, lim)
-	if err != nil {
-		return time.Time{}, false, fmt.Errorf("find the next job: %w", err)
-	}
-	if ok {
-		t = max(t, tx.now)
-	}
-	t = minKnown(t, b.expires)
-	return fromMillis(t), t > 0, nil
+	return wait, ok, nil
 }
 
 // due reports whether a claim would find something now.
-func (q *Queue) due(ctx context.Context, lim limits) (bool, error) {
-	tx := q.reading()
-	b, err := tx.board(ctx)
+func (q *Queue) due(ctx context.Context, lim limits) (due bool, err error) {
+	err = q.read(ctx, func(tx *tx) error {
+		due, err = tx.due(ctx, lim)
+		return err
+	})
+	return due, err
+}
+
+func (tx *tx) due(ctx context.Context, lim limits) (bool, error) {
+	b, err := tx.board(ctx, false)
 	if err != nil {
 		return false, err
 	}
-	_, at, ok, err := tx.next(ctx, b, lim)
+	_, at, ok, err := tx.next(ctx, b, lim, false)
 	return ok && at <= tx.now, err
 }
 
 // claim takes the lease of the job that is due longest, or returns nil when none is due.
 func (q *Queue) claim(ctx context.Context, lim limits) (c *claim, err error) {
+	if q.shared { // most looks find nothing: these lock no rows
+		worthwhile := true
+		err := q.read(ctx, func(tx *tx) (err error) {
+			worthwhile, err = tx.due(ctx, lim)
+			worthwhile = worthwhile || q.mends.due(tx.now, false)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("look for a job: %w", err)
+		}
+		if !worthwhile {
+			return nil, nil
+		}
+	}
 	err = q.update(ctx, func(tx *tx) error {
 		c = nil
 		if err := tx.mend(ctx); err != nil {
 			return err
 		}
-		b, err := tx.board(ctx)
+		b, err := tx.board(ctx, true)
 		if err != nil {
 			return err
 		}
-		k, at, ok, err := tx.next(ctx, b, lim)
+		k, at, ok, err := tx.next(ctx, b, lim, true)
 		if err != nil || !ok || at > tx.now {
 			return err
 		}
@@ -197,16 +226,16 @@ func (tx *tx) take(ctx context.Context, k Key) (*claim, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := tx.ensurePeer(ctx, k.Peer)
+	p, err := tx.ensurePeer(ctx, k.Peer, true)
 	if err != nil {
 		return nil, err
 	}
 	p.runs++
-	j = j.claimed(newOwner(), p.down(), tx.q.lease, tx.now)
+	j = j.claimed(tx.q.newOwner(), p.down(), tx.q.lease, tx.now)
 	if err := tx.storePeer(ctx, p); err != nil {
 		return nil, err
 	}
-	if err := tx.storeJob(ctx, j); err != nil {
+	if err := tx.storeJobs(ctx, j); err != nil {
 		return nil, err
 	}
 	return &claim{
@@ -217,33 +246,51 @@ func (tx *tx) take(ctx context.Context, k Key) (*claim, error) {
 }
 
 // newOwner is unique for each claim; host and process are for people who read the table.
-func newOwner() string {
+func (q *Queue) newOwner() string {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
 	}
-	return fmt.Sprintf("%s:%d:%016x", host, os.Getpid(), rand.Uint64())
+	return fmt.Sprintf("%s:%d:%s:%016x", host, os.Getpid(), q.node, rand.Uint64())
 }
 
+// owns reports whether an owner is of our state directory.
+func (q *Queue) owns(owner string) bool { return strings.Contains(owner, ":"+q.node+":") }
+
 // settle ends a run. current is false when the lease had passed to somebody else, or the row was
-// forgotten: then nothing is changed.
+// forgotten: then nothing is changed. Settling twice does no harm, so that it can be tried again when
+// the connection broke before the database's answer came.
 func (q *Queue) settle(ctx context.Context, c *claim, r result) (current bool, err error) {
 	err = q.update(ctx, func(tx *tx) error {
 		current = false
 		j, err := tx.job(ctx, c.Key)
-		if errors.Is(err, sql.ErrNoRows) || err == nil && j.owner != c.owner {
+		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		wait := func(n int) time.Duration { return q.policy.backoff(n, q.random()) }
-		probe := j.probe
-		if err := tx.storeJob(ctx, j.settledWith(r, wait, q.policy.cap, tx.now)); err != nil {
-			return err
+		if j.owner != c.owner {
+			current = c.tried && j.settled == c.run // it was our earlier try that settled that run
+			return nil
 		}
 		current = true
-		p, err := tx.ensurePeer(ctx, c.Peer)
+		wait := func(n int) time.Duration { return q.policy.backoff(n, q.random()) }
+		if err := tx.storeJobs(ctx, j.settledWith(r, wait, q.policy.cap, tx.now)); err != nil {
+			return err
+		}
+		return tx.settlePeer(ctx, c, r, j.probe, wait)
+	})
+	if err != nil {
+		return false, fmt.Errorf("record the result of %s: %w", c.Key, err)
+	}
+	return current, nil
+}
+
+// settlePeer locks the peer only when there is something new about it.
+func (tx *tx) settlePeer(ctx context.Context, c *claim, r result, probe bool, wait func(int) time.Duration) error {
+	for _, store := range []bool{false, true} {
+		p, err := tx.ensurePeer(ctx, c.Peer, store)
 		if err != nil {
 			return err
 		}
@@ -251,12 +298,11 @@ func (q *Queue) settle(ctx context.Context, c *claim, r result) (current bool, e
 		if after == p {
 			return nil
 		}
-		return tx.storePeer(ctx, after)
-	})
-	if err != nil {
-		return false, fmt.Errorf("record the result of %s: %w", c.Key, err)
+		if store {
+			return tx.storePeer(ctx, after)
+		}
 	}
-	return current, nil
+	return nil
 }
 
 // ending is how a claim ended.
@@ -312,6 +358,7 @@ func (q *Queue) settleSurely(ctx context.Context, c *claim, r result) (current b
 		if err == nil {
 			return current, nil
 		}
+		c.tried = true
 		limit := q.lease
 		if ctx.Err() != nil {
 			limit = min(limit, stopGrace)

@@ -13,7 +13,9 @@ import (
 	"mirror-shell/internal/inbox"
 )
 
-func TestDrainLeaves(t *testing.T) {
+func TestDrainLeaves(t *testing.T) { onBoth(t, testDrainLeaves) }
+
+func testDrainLeaves(t *testing.T) {
 	results := map[string]error{"held": ErrHeld, "dropped": ErrDropped}
 	b := newBench(t, func(_ context.Context, job Job) (Result, error) { return Result{}, results[job.Repository] })
 	if err := b.Queue.Pause(t.Context(), "paused"); err != nil {
@@ -33,7 +35,9 @@ func TestDrainLeaves(t *testing.T) {
 	}
 }
 
-func TestDrainStaysForRetries(t *testing.T) {
+func TestDrainStaysForRetries(t *testing.T) { onBoth(t, testDrainStaysForRetries) }
+
+func testDrainStaysForRetries(t *testing.T) {
 	var calls atomic.Int64
 	b := newBench(t, func(_ context.Context, job Job) (Result, error) {
 		if calls.Add(1) < 5 {
@@ -50,7 +54,9 @@ func TestDrainStaysForRetries(t *testing.T) {
 	}
 }
 
-func TestDrainGivesUpAfterLinger(t *testing.T) {
+func TestDrainGivesUpAfterLinger(t *testing.T) { onBoth(t, testDrainGivesUpAfterLinger) }
+
+func testDrainGivesUpAfterLinger(t *testing.T) {
 	for name, failure := range map[string]error{"failing": errors.New("x"), "down": ErrPeerDown} {
 		t.Run(name, func(t *testing.T) {
 			var calls atomic.Int64
@@ -107,7 +113,9 @@ func TestDrainStopped(t *testing.T) {
 
 // Hooks ring at any moment of a drain's end. Each starts a drain of its own when it hears that nobody
 // listens; one of the two must do the work, always.
-func TestDrainExitRace(t *testing.T) {
+func TestDrainExitRace(t *testing.T) { onBoth(t, testDrainExitRace) }
+
+func testDrainExitRace(t *testing.T) {
 	b := newBench(t, succeed)
 	var drains sync.WaitGroup
 	hook := func(repository string) {
@@ -152,7 +160,9 @@ func checkAllDone(t *testing.T, b *bench, pushes int) {
 }
 
 // The look after letting go, step by step.
-func TestMissed(t *testing.T) {
+func TestMissed(t *testing.T) { onBoth(t, testMissed) }
+
+func testMissed(t *testing.T) {
 	b := newBench(t, succeed)
 	l := &loop{w: b.withDefaults(), kind: KindDrain, progress: time.Now()}
 	missed := func(want bool, what string) {

@@ -9,7 +9,9 @@ import (
 	"mirror-shell/internal/inbox"
 )
 
-func TestStaleOwner(t *testing.T) {
+func TestStaleOwner(t *testing.T) { onBoth(t, testStaleOwner) }
+
+func testStaleOwner(t *testing.T) {
 	q, clock := openFake(t)
 	enqueue(t, q, samKey)
 	first := mustClaim(t, q, samKey)
@@ -37,7 +39,9 @@ func TestStaleOwner(t *testing.T) {
 }
 
 // The clock is set back by a day: nothing waits for a day.
-func TestClockJumpsBack(t *testing.T) {
+func TestClockJumpsBack(t *testing.T) { onBoth(t, testClockJumpsBack) }
+
+func testClockJumpsBack(t *testing.T) {
 	q, clock := openFake(t)
 	other := Key{"ip2", "sam"}
 	failed, dead, down := Key{"failed", "merry"}, Key{"dead", "pippin"}, Key{"down", "gimli"}
@@ -83,7 +87,9 @@ func TestClockJumpsBack(t *testing.T) {
 	}
 }
 
-func TestSeveralServersShareATable(t *testing.T) {
+func TestSeveralServersShareATable(t *testing.T) { onBoth(t, testSeveralServersShareATable) }
+
+func testSeveralServersShareATable(t *testing.T) {
 	dir := t.TempDir()
 	frodo := open(t, dir, nil)
 	sam := open(t, dir, func(o *Options) { o.Server = "sam" })

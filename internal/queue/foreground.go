@@ -20,7 +20,7 @@ const (
 // result and error. When ctx ends first, the job is left for the worker. When fn succeeds but its result
 // cannot be recorded, the error says so: status will show the job as waiting until it has run again.
 func (q *Queue) RunNow(ctx context.Context, k Key, origin inbox.Origin, fn Func) (Result, error) {
-	change := Change{Key: k, Origin: origin, Time: q.clock()}
+	change := Change{Key: k, Origin: origin}
 	if err := checkChanges([]Change{change}); err != nil {
 		return Result{}, fmt.Errorf("run: %w", err)
 	}
@@ -64,67 +64,78 @@ func (q *Queue) RunNow(ctx context.Context, k Key, origin inbox.Origin, fn Func)
 // A failure of a run that had begun before the change says nothing about it and is waited out. A
 // row that was forgotten meanwhile counts as dropped. Await starts no runs: a worker must, and a peer
 // that was down before is probed when its backoff ends unless ProbeNow is called.
-// The error is ctx's, or the database's.
+// The error is ctx's, or the database's when that fails for half a minute.
 func (q *Queue) Await(ctx context.Context, tickets []Ticket, each func(Row)) error {
 	waiting := append([]Ticket(nil), tickets...)
-	for pause := pollFirst; ; pause = min(pause*3/2, pollMax) {
+	seen := time.Now()
+	for pause := pollFirst; len(waiting) > 0; pause = min(pause*3/2, pollMax) {
 		began := time.Now()
 		rows, err := q.lookUp(ctx, waiting)
-		if err != nil {
+		switch {
+		case err == nil:
+			seen = time.Now()
+			waiting = report(waiting, rows, each)
+		case ctx.Err() != nil || time.Since(seen) > awaitPatience:
 			return fmt.Errorf("wait for %d jobs: %w", len(waiting), err)
 		}
-		rest := waiting[:0]
-		for i, t := range waiting {
-			if rows[i].State == "" {
-				rest = append(rest, t)
-			} else {
-				each(rows[i])
-			}
-		}
-		if waiting = rest; len(waiting) == 0 {
-			return nil
+		if len(waiting) == 0 {
+			break
 		}
 		if err := sleep(ctx, max(pause, 4*time.Since(began))); err != nil { // a long table is looked at less often
 			return fmt.Errorf("wait for %d jobs, first of them %s: %w", len(waiting), waiting[0].Key, err)
 		}
 	}
+	return nil
 }
 
-// fewTickets is up to how many rows are looked up one by one.
-const fewTickets = 20
+// awaitPatience is for how long Await bears a database that fails: a server is restarted in less.
+const awaitPatience = 30 * time.Second
+
+// report calls each for the rows with an outcome and returns the other tickets.
+func report(waiting []Ticket, rows []Row, each func(Row)) (rest []Ticket) {
+	rest = waiting[:0]
+	for i, t := range waiting {
+		if rows[i].State == "" {
+			rest = append(rest, t)
+		} else {
+			each(rows[i])
+		}
+	}
+	return rest
+}
 
 // lookUp returns the row of each ticket, with its outcome or "" in State.
 func (q *Queue) lookUp(ctx context.Context, tickets []Ticket) ([]Row, error) {
-	tx := q.reading()
-	type pair struct {
-		j job
-		p peer
-	}
-	found := map[Key]pair{}
-	load := func(repository, peerName string) error {
-		return tx.jobsWithPeers(ctx, repository, peerName, func(j job, p peer) { found[j.Key] = pair{j, p} })
-	}
-	var err error
-	if len(tickets) > fewTickets {
-		err = load("", "")
+	keys := make([]Key, len(tickets))
+	for i, t := range tickets {
+		keys[i] = t.Key
 	}
 	rows := make([]Row, len(tickets))
-	for i, t := range tickets {
-		if len(tickets) <= fewTickets && err == nil {
-			err = load(t.Repository, t.Peer)
+	err := q.read(ctx, func(tx *tx) error {
+		jobs, peers, err := tx.jobsAndPeers(ctx, keys)
+		for i, t := range tickets {
+			j := jobs[t.Key]
+			if j == nil {
+				rows[i] = Row{Key: t.Key, State: StateDropped, Error: "forgotten meanwhile"}
+				continue
+			}
+			p := peers[t.Peer]
+			rows[i] = newRow(*j, p, tx.now)
+			rows[i].State = t.outcome(*j, p, tx.now)
 		}
-		if err != nil {
-			return nil, err
-		}
-		f, ok := found[t.Key]
-		if !ok {
-			rows[i] = Row{Key: t.Key, State: StateDropped, Error: "forgotten meanwhile"}
-			continue
-		}
-		rows[i] = newRow(f.j, f.p, tx.now)
-		rows[i].State = t.outcome(f.j, f.p, tx.now)
+		return err
+	})
+	return rows, err
+}
+
+// jobsAndPeers looks at the jobs, without those that are missing, and at all peers.
+func (tx *tx) jobsAndPeers(ctx context.Context, keys []Key) (map[Key]*job, map[string]peer, error) {
+	peers, err := tx.peersByName(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
-	return rows, nil
+	jobs, err := tx.loadJobs(ctx, keys, false)
+	return jobs, peers, err
 }
 
 // outcome is what became of a ticket's change, "" while that is open.

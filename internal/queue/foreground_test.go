@@ -12,7 +12,9 @@ import (
 	"mirror-shell/internal/inbox"
 )
 
-func TestRunNow(t *testing.T) {
+func TestRunNow(t *testing.T) { onBoth(t, testRunNow) }
+
+func testRunNow(t *testing.T) {
 	q, clock := openFake(t)
 	// Backoff, pause and a peer that is down: none of it keeps a person from pushing.
 	enqueue(t, q, samKey)
@@ -40,7 +42,9 @@ func TestRunNow(t *testing.T) {
 	}
 }
 
-func TestRunNowWaitsItsTurn(t *testing.T) {
+func TestRunNowWaitsItsTurn(t *testing.T) { onBoth(t, testRunNowWaitsItsTurn) }
+
+func testRunNowWaitsItsTurn(t *testing.T) {
 	q, _ := openFake(t)
 	enqueue(t, q, samKey)
 	c := mustClaim(t, q, samKey)
@@ -62,7 +66,9 @@ func TestRunNowWaitsItsTurn(t *testing.T) {
 	checkState(t, q, samKey, StateOK)
 }
 
-func TestRunNowInterrupted(t *testing.T) {
+func TestRunNowInterrupted(t *testing.T) { onBoth(t, testRunNowInterrupted) }
+
+func testRunNowInterrupted(t *testing.T) {
 	q, _ := openFake(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err := q.RunNow(ctx, samKey, inbox.OriginExplicit, func(ctx context.Context, _ Job) (Result, error) {
@@ -135,7 +141,9 @@ func (a *awaiting) wait(t *testing.T, want map[Key]State) {
 	}
 }
 
-func TestAwait(t *testing.T) {
+func TestAwait(t *testing.T) { onBoth(t, testAwait) }
+
+func testAwait(t *testing.T) {
 	q, _ := openFake(t)
 	keys := []Key{{"ok", "a"}, {"failed", "b"}, {"held", "c"}, {"dropped", "d"}, {"down", "e"}, {"beside", "e"}, {"forgotten", "f"}, {"paused", "g"}}
 	tickets := enqueue(t, q, keys...)
@@ -162,7 +170,9 @@ func TestAwait(t *testing.T) {
 }
 
 // What a run that had begun before the change reports says nothing about the change.
-func TestAwaitIgnoresEarlierRuns(t *testing.T) {
+func TestAwaitIgnoresEarlierRuns(t *testing.T) { onBoth(t, testAwaitIgnoresEarlierRuns) }
+
+func testAwaitIgnoresEarlierRuns(t *testing.T) {
 	for _, early := range []error{errors.New("x"), ErrHeld, ErrDropped, ErrPeerDown, nil} {
 		t.Run(fmt.Sprint(early), func(t *testing.T) {
 			q, clock := openFake(t)
@@ -199,10 +209,12 @@ func TestAwaitIgnoresEarlierRuns(t *testing.T) {
 	}
 }
 
-func TestAwaitMany(t *testing.T) {
+func TestAwaitMany(t *testing.T) { onBoth(t, testAwaitMany) }
+
+func testAwaitMany(t *testing.T) {
 	q, _ := openFake(t)
 	var keys []Key
-	for i := range 3 * fewTickets {
+	for i := range chunk + 60 {
 		keys = append(keys, Key{fmt.Sprint("r", i), "sam"})
 	}
 	tickets := enqueue(t, q, keys...)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+
+	"mirror-shell/internal/inbox"
 )
 
 // ErrBusy is wrapped by the error of a worker that finds another one at work.
@@ -87,4 +90,45 @@ func acquire(ctx context.Context, stateDir, kind string) (*flock.Flock, error) {
 	// Only information for people: a full disk does not stop the worker.
 	_ = os.WriteFile(lockPath(stateDir), fmt.Appendf(nil, "%d %s\n", os.Getpid(), kind), 0o600)
 	return lock, nil
+}
+
+// A look is one try of acquire, 200 ms long. The name in the file is written after the lock was taken,
+// so it may be that of a worker which has gone: a server is believed at the second look. A
+// holder without a name is believed to be a drain for so long.
+const (
+	serveLooks   = 2
+	unknownLooks = 50
+	deafLooks    = 5 // so long a drain may take to begin listening
+)
+
+// takeOver is acquire for a server. A drain that has the lock is asked to leave, and waited for:
+// what it does is done as well by the server, and a daemon that was started must get to work. Another
+// server is an error that wraps ErrBusy.
+func takeOver(ctx context.Context, stateDir string, log *slog.Logger) (*flock.Flock, error) {
+	var told, last Holder
+	for looks := 1; ; looks++ {
+		lock, busy := acquire(ctx, stateDir, KindServe)
+		if !errors.Is(busy, ErrBusy) {
+			return lock, busy
+		}
+		h := readHolder(stateDir)
+		if h != last {
+			last, looks = h, 1
+		}
+		if h.Kind == KindServe && looks >= serveLooks || h.Kind == "" && looks >= unknownLooks {
+			return nil, busy
+		}
+		if h.Kind == KindServe {
+			continue
+		}
+		err := inbox.AskToLeave(stateDir)
+		switch {
+		case err == nil && told != h:
+			told = h
+			log.Info("another worker is at work; it was asked to leave", "worker", h.String())
+		case err != nil && looks == deafLooks:
+			log.Warn("another worker is at work and cannot be asked to leave; waiting until it has finished",
+				"worker", h.String(), "error", err)
+		}
+	}
 }

@@ -36,6 +36,10 @@ type modelJob struct {
 	state   State
 	began   int64
 	run     *modelRun // the latest, until it is settled
+
+	changed     int64 // when the newest change was recorded
+	digest      string
+	lastSuccess int64
 }
 
 type modelPeer struct {
@@ -119,6 +123,7 @@ func (m *machine) changed(k Key, origin inbox.Origin, at int64) {
 	}
 	j.runAt = min(j.runAt, m.now())
 	j.missing = append(j.missing, modelChange{at, origin})
+	j.changed = m.now()
 }
 
 func (m *machine) Enqueue(t *rapid.T) {
@@ -222,6 +227,7 @@ func (m *machine) ended(r *modelRun, result string) {
 		j.attempt, j.state = 0, State(result)
 		if result == "ok" {
 			p.downSince, p.attempt, p.retryAt = 0, 0, 0
+			j.digest, j.lastSuccess = "", now
 		}
 	case "failed":
 		j.attempt++
@@ -343,6 +349,51 @@ func (m *machine) Forget(t *rapid.T) {
 	}
 }
 
+func (m *machine) Verified(t *rapid.T) {
+	since := m.now() - rapid.SampledFrom([]int64{-5000, -1, 0, 1, 400, 3000, 3600_000}).Draw(t, "age")
+	var copies []Verification
+	want := 0
+	for range rapid.IntRange(1, 4).Draw(t, "n") {
+		v := Verification{modelKey(t), rapid.SampledFrom([]string{"", "d1", "d2"}).Draw(t, "digest")}
+		if slices.ContainsFunc(copies, func(other Verification) bool { return other.Key == v.Key }) {
+			continue
+		}
+		copies = append(copies, v)
+		p := m.peer(v.Peer)
+		p.downSince, p.attempt, p.retryAt = 0, 0, 0
+		if m.verify(v, min(since, m.now())) {
+			want++
+		}
+	}
+	n, err := m.anyQueue(t).Verified(context.Background(), copies, fromMillis(since))
+	if err != nil || n != want {
+		t.Fatalf("verified: %d, %v, want %d", n, err, want)
+	}
+}
+
+// verify reports whether a job was satisfied.
+func (m *machine) verify(v Verification, since int64) (satisfied bool) {
+	j := m.jobs[v.Key]
+	if j == nil {
+		j = &modelJob{}
+		m.jobs[v.Key] = j
+	}
+	if m.live(j.run) || j.changed >= since {
+		return false
+	}
+	satisfied = len(j.missing) > 0
+	if !satisfied && j.state == StateOK && j.digest == v.Digest && m.now()-j.lastSuccess < 600_000 {
+		return false
+	}
+	if satisfied && j.run != nil {
+		m.runs = slices.DeleteFunc(m.runs, func(r *modelRun) bool { return r == j.run })
+		m.stale = append(m.stale, j.run)
+		j.run = nil
+	}
+	j.missing, j.attempt, j.state, j.digest, j.lastSuccess = nil, 0, StateOK, v.Digest, m.now()
+	return satisfied
+}
+
 // Check compares every row with the model after every action.
 func (m *machine) Check(t *rapid.T) {
 	rows, err := m.qs[0].Rows(context.Background(), Filter{})
@@ -403,6 +454,9 @@ func (m *machine) checkRow(t *rapid.T, r Row) {
 	case m.down(p):
 		want = StateDown
 	}
+	if r.Digest != j.digest || millis(r.LastSuccess) != j.lastSuccess {
+		t.Fatalf("%s: digest %q, last success %v; the model: %+v", r.Key, r.Digest, r.LastSuccess, j)
+	}
 	if r.State != want || r.Attempt != j.attempt || millis(r.PeerDownSince) != p.downSince {
 		t.Fatalf("%s is %s, attempt %d, down since %v; want %s; the model: %+v %+v", r.Key, r.State, r.Attempt, r.PeerDownSince, want, j, p)
 	}
@@ -442,11 +496,13 @@ func (m *machine) finish(t *rapid.T) {
 // underRace is set where the race detector is on.
 var underRace bool
 
-func TestStateMachine(t *testing.T) {
+func TestStateMachine(t *testing.T) { onBoth(t, testStateMachine) }
+
+func testStateMachine(t *testing.T) {
 	// Few long rounds rather than many short ones: what goes wrong needs a history. Flags given by hand count.
-	checks := "60"
+	checks := fmt.Sprint(fewer(t, 60, 6))
 	if underRace { // ten times slower, and there is nothing to race with here
-		checks = "8"
+		checks = fmt.Sprint(fewer(t, 6, 3))
 	}
 	for name, value := range map[string]string{"rapid.checks": checks, "rapid.steps": "120"} {
 		if f := flag.Lookup(name); f.Value.String() == f.DefValue {
@@ -455,19 +511,23 @@ func TestStateMachine(t *testing.T) {
 		}
 	}
 	dir := t.TempDir()
+	address := databaseURL(t, dir)
 	round := 0
+	onServer := onPostgres(t)
 	rapid.Check(t, func(t *rapid.T) {
 		round++
 		m := &machine{clock: newFakeClock(), jobs: map[Key]*modelJob{}, peers: map[string]*modelPeer{},
 			policy: policy{base: time.Second, cap: 15 * time.Minute}}
 		for range 2 {
-			q, err := Open(context.Background(), Options{StateDir: dir, Server: fmt.Sprint("frodo", round), Now: m.clock.now})
+			q, err := Open(context.Background(), Options{StateDir: dir, URL: address, Server: fmt.Sprint("frodo", round), Now: m.clock.now})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer q.Close()
-			if _, err := q.db.Exec("PRAGMA synchronous = OFF"); err != nil { // thousands of transactions, no power cut
-				t.Fatal(err)
+			if !onServer { // thousands of transactions, no power cut
+				if _, err := q.db.Exec("PRAGMA synchronous = OFF"); err != nil {
+					t.Fatal(err)
+				}
 			}
 			q.random = func() float64 { return 0.5 }
 			m.qs = append(m.qs, q)
@@ -475,6 +535,7 @@ func TestStateMachine(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"": m.Check, "enqueue": m.Enqueue, "claim": m.Claim, "claim again": m.Claim, "settle": m.Settle, "settle stale": m.SettleStale,
 			"renew": m.Renew, "run now": m.RunNow, "time": m.PassTime, "pause": m.PausePeer, "resume": m.ResumePeer, "forget": m.Forget,
+			"verified": m.Verified,
 		})
 		m.finish(t)
 	})

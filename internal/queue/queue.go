@@ -30,14 +30,22 @@
 // # Storage
 //
 // SQLite at state_dir/queue.db (mode 0600, WAL, synchronous FULL: what was acknowledged
-// survives a power cut). Tables, columns and all SQL text are in sql.go. What happens to a row
+// survives a power cut), or PostgreSQL 9.5 or later at [queue] url, in the first schema of its search_path.
+// Tables are in schema.go, all other SQL text is in sql.go. What happens to a row
 // is decided by the pure functions of row.go; the rest of the package loads rows, calls them and
-// stores the result if the row's version is still the one that was loaded. On another database
-// only the selection of the row to claim needs another text (row locks).
-// Times are unix milliseconds of this server's clock, 0 for none.
+// stores the result if the row's version is still the one that was loaded.
+//
+// In PostgreSQL several nodes, which have the same hostname in their configuration and state directories of their
+// own, work on the same rows. A row that is to be stored is locked when it is loaded; a claim locks the
+// peers first, so that claims come one after the other, each counting what the others have begun, and passes
+// over jobs that are locked (FOR UPDATE SKIP LOCKED): it never waits behind ten thousand changes that are being recorded.
+// Jobs are locked in the order of their names and before peers, so that nobody waits in a circle.
+//
+// Times are unix milliseconds, 0 for none: of this server's clock in SQLite, of the database's clock in PostgreSQL, because
+// the clocks of nodes differ. Only when a change was made is told by the clock of the node where it was.
 //
 // state_dir/worker.lock is held (flock) by the one worker of a state directory and says who
-// it is: "PID serve" or "PID drain".
+// it is: "PID serve" or "PID drain". A server that is started has a drain leave.
 package queue
 
 import (
@@ -45,10 +53,14 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"mirror-shell/internal/inbox"
 )
@@ -63,6 +75,8 @@ var (
 var (
 	// ErrUnsupported: [queue] url names a database that this version cannot use.
 	ErrUnsupported = errors.New("not supported in this version")
+	// ErrUnavailable: the database server cannot be reached. What hooks recorded waits in the inbox.
+	ErrUnavailable = errors.New("the database server cannot be reached")
 	// ErrNewerSchema: the database was written by a newer version of the program.
 	ErrNewerSchema = errors.New("database was made by a newer version")
 	// ErrRunning is wrapped by Forget's error while a job of the repository runs.
@@ -74,26 +88,34 @@ var (
 // Options say where a queue is and how it behaves. StateDir and Server are required.
 type Options struct {
 	StateDir string
-	URL      string // [queue] url; must be empty in this version
+	URL      string // [queue] url: postgres://…, or "" for SQLite in StateDir
 	Server   string // this server's hostname: the owner of the rows
+	// Patient: a database server that cannot be reached is no error of Open. Each call tries it again. For
+	// workers, which outlive its absence.
+	Patient bool
 
 	Lease       time.Duration // 0: 30 s. The same in all processes that share a table
 	RetryMax    time.Duration // 0: 15 min. Cap of every backoff, and the pause before a held job is looked at again
 	BackoffBase time.Duration // 0: 1 s. The first backoff; it doubles with each failure
 
-	Now func() time.Time // nil: time.Now
+	Now func() time.Time // nil: time.Now, or the database server's clock
 }
 
 // Queue is an open jobs table. Its methods may be called by any number of goroutines and
 // processes at once.
 type Queue struct {
+	*dialect
+	*texts
 	db       *sql.DB
+	schema   schema
 	stateDir string
 	server   string
+	node     string // tells this state directory's runs from those of other nodes
 	lease    time.Duration
 	policy   policy
-	clock    func() time.Time
-	random   func() float64 // of [0,1): jitter
+	clock    func() time.Time // of this machine, or of a test
+	askClock bool             // the database's counts in its rows
+	random   func() float64   // of [0,1): jitter
 	mends    mendGuard
 }
 
@@ -120,18 +142,16 @@ type Ticket struct {
 	peerRun int64 // likewise, of any job of the peer
 }
 
-// Open opens the queue, and creates database and directory when they are missing. Its errors may
-// wrap ErrUnsupported or ErrNewerSchema. Close must be called in the end.
+// Open opens the queue, and creates database file, directory and tables when they are missing. Its errors may
+// wrap ErrUnsupported, ErrUnavailable or ErrNewerSchema, and never show a password. Close must be called in the end.
 func Open(ctx context.Context, o Options) (*Queue, error) {
-	if o.URL != "" {
-		return nil, fmt.Errorf("[queue] url %q: a database server is %w: leave url empty to use SQLite in state_dir", o.URL, ErrUnsupported)
-	}
 	if o.StateDir == "" || o.Server == "" {
 		return nil, errors.New("open queue: state_dir and hostname are required")
 	}
 	q := &Queue{
 		stateDir: o.StateDir,
 		server:   o.Server,
+		node:     nodeOf(o.StateDir),
 		lease:    orDefault(o.Lease, 30*time.Second),
 		policy:   policy{base: orDefault(o.BackoffBase, time.Second), cap: orDefault(o.RetryMax, 15*time.Minute)},
 		clock:    o.Now,
@@ -143,12 +163,44 @@ func Open(ctx context.Context, o Options) (*Queue, error) {
 	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("open queue: %w", err)
 	}
-	db, err := openDatabase(ctx, databasePath(o.StateDir))
-	if err != nil {
-		return nil, fmt.Errorf("open queue %s: %w", databasePath(o.StateDir), err)
+	if err := q.connect(ctx, o); err != nil {
+		return nil, fmt.Errorf("open queue: %w", err)
 	}
-	q.db = db
+	q.texts = newTexts(q.dialect)
+	q.askClock = q.dialect.clock != "" && o.Now == nil
 	return q, nil
+}
+
+func (q *Queue) connect(ctx context.Context, o Options) (err error) {
+	if o.URL == "" {
+		q.dialect, q.schema.seen = sqliteDialect, true
+		if q.db, err = openSQLite(ctx, databasePath(o.StateDir)); err != nil {
+			err = fmt.Errorf("%s: %w", databasePath(o.StateDir), err)
+		}
+		return err
+	}
+	if q.db, q.dialect, err = openPostgres(o.URL); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	defer cancel()
+	if err = q.tidied(q.schema.ready(ctx, q)); err == nil || o.Patient && errors.Is(err, ErrUnavailable) {
+		return nil
+	}
+	q.db.Close()
+	return err
+}
+
+// nodeOf names a state directory. Host and path together are unique among the nodes that share a table.
+func nodeOf(stateDir string) string {
+	host, _ := os.Hostname()
+	path, err := filepath.Abs(stateDir)
+	if err != nil {
+		path = stateDir
+	}
+	h := fnv.New32a()
+	fmt.Fprintf(h, "%s\x00%s", host, path)
+	return fmt.Sprintf("%08x", h.Sum32())
 }
 
 // orDefault returns d, or def where d is not positive.
@@ -161,8 +213,6 @@ func orDefault(d, def time.Duration) time.Duration {
 
 // Close closes the database. Runs must have ended.
 func (q *Queue) Close() error { return q.db.Close() }
-
-func (q *Queue) now() int64 { return q.clock().UnixMilli() }
 
 // Enqueue records changes, all of them or none; when it returns nil they survive a power
 // cut. tickets[i] belongs to changes[i].
@@ -182,8 +232,8 @@ func (q *Queue) Enqueue(ctx context.Context, changes []Change) (tickets []Ticket
 
 func checkChanges(changes []Change) error {
 	for _, c := range changes {
-		if c.Repository == "" || c.Peer == "" {
-			return fmt.Errorf("change of %q for %q: a name is missing", c.Repository, c.Peer)
+		if err := c.Key.check(); err != nil {
+			return err
 		}
 		if c.Origin != inbox.OriginList && c.Origin != inbox.OriginExplicit {
 			return fmt.Errorf("change of %s: origin %q is unknown", c.Key, c.Origin)
@@ -192,40 +242,55 @@ func checkChanges(changes []Change) error {
 	return nil
 }
 
-// enqueue loads each row once, however many changes it gets.
-func (tx *tx) enqueue(ctx context.Context, changes []Change) ([]Ticket, error) {
-	tickets := make([]Ticket, len(changes))
-	jobs := map[Key]*job{}
-	peers := map[string]peer{}
-	var order []*job
-	for i, c := range changes {
-		p, ok := peers[c.Peer]
-		if !ok {
-			var err error
-			if p, err = tx.ensurePeer(ctx, c.Peer); err != nil {
-				return nil, err
-			}
-			peers[c.Peer] = p
+// check refuses what a database cannot keep as a name.
+func (k Key) check() error {
+	for _, name := range []string{k.Repository, k.Peer} {
+		if name == "" || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
+			return fmt.Errorf("job of %q for %q: a name is missing, or is not text", k.Repository, k.Peer)
 		}
-		j := jobs[c.Key]
-		if j == nil {
-			loaded, err := tx.ensureJob(ctx, c.Key)
-			if err != nil {
-				return nil, err
-			}
-			j = &loaded
-			jobs[c.Key] = j
-			order = append(order, j)
-		}
-		*j = j.enqueued(c.Origin, millis(c.Time), tx.now)
-		tickets[i] = Ticket{Key: c.Key, want: j.want, run: j.run, peerRun: p.runs}
 	}
-	for _, j := range order {
-		if err := tx.storeJob(ctx, *j); err != nil {
+	return nil
+}
+
+// enqueue loads and stores each row once, however many changes it gets.
+func (tx *tx) enqueue(ctx context.Context, changes []Change) ([]Ticket, error) {
+	peers := map[string]peer{}
+	keys := make([]Key, len(changes))
+	for i, c := range changes {
+		keys[i] = c.Key
+		if _, ok := peers[c.Peer]; ok {
+			continue
+		}
+		p, err := tx.ensurePeer(ctx, c.Peer, false)
+		if err != nil {
 			return nil, err
 		}
+		peers[c.Peer] = p
 	}
-	return tickets, nil
+	jobs, err := tx.loadJobs(ctx, keys, true)
+	if err != nil {
+		return nil, err
+	}
+	tickets := make([]Ticket, len(changes))
+	for i, c := range changes {
+		j := jobs[c.Key]
+		if j == nil {
+			j = &job{Key: c.Key}
+			jobs[c.Key] = j
+		}
+		*j = j.enqueued(c.Origin, millis(c.Time), tx.now)
+		tickets[i] = Ticket{Key: c.Key, want: j.want, run: j.run, peerRun: peers[c.Peer].runs}
+	}
+	return tickets, tx.storeJobs(ctx, values(jobs)...)
+}
+
+// values lists jobs in no order.
+func values(jobs map[Key]*job) []job {
+	list := make([]job, 0, len(jobs))
+	for _, j := range jobs {
+		list = append(list, *j)
+	}
+	return list
 }
 
 // Pause keeps the worker from starting runs to a peer; those that run go on. RunNow
@@ -252,7 +317,7 @@ func (q *Queue) changePeer(ctx context.Context, what, name string, change func(*
 		return fmt.Errorf("%s: a peer is required", what)
 	}
 	err := q.update(ctx, func(tx *tx) error {
-		p, err := tx.ensurePeer(ctx, name)
+		p, err := tx.ensurePeer(ctx, name, true)
 		if err != nil {
 			return err
 		}
@@ -269,13 +334,13 @@ func (q *Queue) changePeer(ctx context.Context, what, name string, change func(*
 // jobs runs it removes nothing and its error wraps ErrRunning.
 func (q *Queue) Forget(ctx context.Context, repository string) (n int, err error) {
 	err = q.update(ctx, func(tx *tx) error {
-		running, err := tx.running(ctx)
+		jobs, err := tx.lockRepository(ctx, repository)
 		if err != nil {
 			return err
 		}
-		for _, r := range running {
-			if r.Repository == repository && r.lease > tx.now {
-				return fmt.Errorf("%w (to %s): wait until it ends, or pause the peer, then try again", ErrRunning, r.Peer)
+		for _, j := range jobs {
+			if j.running(tx.now) {
+				return fmt.Errorf("%w (to %s): wait until it ends, or pause the peer, then try again", ErrRunning, j.Peer)
 			}
 		}
 		n, err = tx.deleteJobs(ctx, repository)
@@ -297,15 +362,17 @@ type mendGuard struct {
 	clock int64     // latest time of the queue's clock
 }
 
-func (g *mendGuard) due(now int64) bool {
+// due says whether it is time to look, and begins to wait again where the look is taken.
+func (g *mendGuard) due(now int64, taken bool) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	jumped := now < g.clock
-	g.clock = now
-	if !jumped && !g.last.IsZero() && time.Since(g.last) < mendEvery {
+	if now >= g.clock && !g.last.IsZero() && time.Since(g.last) < mendEvery {
+		g.clock = now
 		return false
 	}
-	g.last = time.Now()
+	if taken {
+		g.last, g.clock = time.Now(), now
+	}
 	return true
 }
 
@@ -313,7 +380,7 @@ func (g *mendGuard) due(now int64) bool {
 // this clock cannot have written are brought near. A lease is shortened and not ended,
 // because its owner may be alive and will renew it.
 func (tx *tx) mend(ctx context.Context) error {
-	if !tx.q.mends.due(tx.now) {
+	if !tx.q.mends.due(tx.now, true) {
 		return nil
 	}
 	return tx.clampTimes(ctx, tx.q.policy.cap.Milliseconds(), tx.q.lease.Milliseconds())

@@ -50,6 +50,7 @@ type job struct {
 	digest      string // of the latest success
 	lastSuccess int64
 	lastAttempt int64
+	changed     int64 // when the newest change was recorded
 	created     int64
 
 	version int64 // changes with every store
@@ -123,7 +124,8 @@ func (j job) enqueued(origin inbox.Origin, t, now int64) job {
 	j.laterOrigin = merged(j.laterOrigin, origin)
 	j.later = minKnown(j.later, t)
 	j.newest = max(j.newest, t)
-	if j.want == 0 {
+	j.changed = max(j.changed, now)
+	if j.created == 0 {
 		j.created = now
 	}
 	j.want++
@@ -200,6 +202,27 @@ func (j job) settledWith(r result, wait func(n int) time.Duration, cap time.Dura
 	if j.changedDuringRun() {
 		j.runAt = min(j.runAt, now) // a push is a reason to try now
 	}
+	return j
+}
+
+// verified is the row after a comparison found the copy equal to our refs of the moment before, which no
+// change recorded earlier can have escaped. A zero row but for its key is new.
+func (j job) verified(digest string, before, now int64) job {
+	switch {
+	case j.running(now), j.changed >= before:
+		return j
+	case j.pending():
+		j.seen, j.done = j.want, j.want
+		j.oldest, j.later, j.laterOrigin = 0, 0, ""
+		j.owner, j.lease, j.probe = "", 0, false // of a worker that died
+	case j.state == StateOK && j.digest == digest && now-j.lastSuccess < successFor.Milliseconds():
+		return j
+	}
+	if j.created == 0 {
+		j.created = now
+	}
+	j.state, j.err, j.note, j.attempt = StateOK, "", "", 0
+	j.digest, j.lastSuccess = digest, now
 	return j
 }
 

@@ -5,291 +5,232 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net/url"
-	"os"
-	"path/filepath"
-	"strconv"
-	"time"
-
-	"modernc.org/sqlite" // the driver "sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
+	"maps"
+	"slices"
+	"strings"
 )
 
-// schemaVersion is kept in meta under "schema". A change of tables raises it and adds a step to migrate.
-const schemaVersion = 1
-
-// All SQL text of the package. It keeps to what SQLite and PostgreSQL share: $N
-// placeholders (SQLite's driver binds them by number), BIGINT and TEXT, ON CONFLICT DO NOTHING,
-// partial indexes. Rows are read, changed in Go, and written where their version still matches.
+// All SQL text of the package but that of schema.go. It keeps to what SQLite and PostgreSQL share: $N
+// placeholders (SQLite's driver binds them by number), BIGINT and TEXT, ON CONFLICT, partial indexes.
+// Rows are read, changed in Go, and written where their version still matches; many at a time, because
+// a statement for each row is five times slower in SQLite, and more over a network.
 const (
-	sqlCreateMeta = `CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)`
-	sqlGetSchema  = `SELECT value FROM meta WHERE name = 'schema'`
-	sqlPutSchema  = `INSERT INTO meta (name, value) VALUES ('schema', $1)`
-
-	sqlCreateJobs = `CREATE TABLE jobs (
-		server TEXT NOT NULL, repository TEXT NOT NULL, peer TEXT NOT NULL,
-		want BIGINT NOT NULL DEFAULT 0, seen BIGINT NOT NULL DEFAULT 0, done BIGINT NOT NULL DEFAULT 0,
-		origin TEXT NOT NULL DEFAULT '', oldest BIGINT NOT NULL DEFAULT 0, newest BIGINT NOT NULL DEFAULT 0,
-		later BIGINT NOT NULL DEFAULT 0, later_origin TEXT NOT NULL DEFAULT '',
-		run_at BIGINT NOT NULL DEFAULT 0, lease BIGINT NOT NULL DEFAULT 0, owner TEXT NOT NULL DEFAULT '',
-		probe BIGINT NOT NULL DEFAULT 0, run BIGINT NOT NULL DEFAULT 0, settled BIGINT NOT NULL DEFAULT 0,
-		attempt BIGINT NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT '', error TEXT NOT NULL DEFAULT '',
-		note TEXT NOT NULL DEFAULT '', digest TEXT NOT NULL DEFAULT '',
-		last_success BIGINT NOT NULL DEFAULT 0, last_attempt BIGINT NOT NULL DEFAULT 0,
-		created BIGINT NOT NULL DEFAULT 0, version BIGINT NOT NULL DEFAULT 0,
-		PRIMARY KEY (server, repository, peer))`
-	sqlCreateDue     = `CREATE INDEX jobs_due ON jobs (server, peer, run_at) WHERE want > done`
-	sqlCreateRunning = `CREATE INDEX jobs_running ON jobs (server, peer) WHERE owner <> ''`
-	sqlCreatePeers   = `CREATE TABLE peers (
-		server TEXT NOT NULL, peer TEXT NOT NULL,
-		paused BIGINT NOT NULL DEFAULT 0, down_since BIGINT NOT NULL DEFAULT 0, last_down BIGINT NOT NULL DEFAULT 0,
-		attempt BIGINT NOT NULL DEFAULT 0, retry_at BIGINT NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '',
-		runs BIGINT NOT NULL DEFAULT 0, down_run BIGINT NOT NULL DEFAULT 0, version BIGINT NOT NULL DEFAULT 0,
-		PRIMARY KEY (server, peer))`
-
-	jobColumns = `j.repository, j.peer, j.want, j.seen, j.done, j.origin, j.oldest, j.newest, j.later, j.later_origin,
-		j.run_at, j.lease, j.owner, j.probe, j.run, j.settled, j.attempt, j.state, j.error, j.note, j.digest,
-		j.last_success, j.last_attempt, j.created, j.version`
-	peerColumns = `p.peer, p.paused, p.down_since, p.last_down, p.attempt, p.retry_at, p.error, p.runs, p.down_run, p.version`
-
-	sqlAddJob = `INSERT INTO jobs (server, repository, peer) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
-	sqlGetJob = `SELECT ` + jobColumns + ` FROM jobs j WHERE j.server = $1 AND j.repository = $2 AND j.peer = $3`
-	sqlPutJob = `UPDATE jobs SET want = $5, seen = $6, done = $7, origin = $8, oldest = $9, newest = $10, later = $11,
-		later_origin = $12, run_at = $13, lease = $14, owner = $15, probe = $16, run = $17, settled = $18,
-		attempt = $19, state = $20, error = $21, note = $22, digest = $23, last_success = $24, last_attempt = $25,
-		created = $26, version = version + 1
-		WHERE server = $1 AND repository = $2 AND peer = $3 AND version = $4`
+	sqlRenew    = `UPDATE jobs SET lease = $5, version = version + 1 WHERE server = $1 AND repository = $2 AND peer = $3 AND owner = $4`
 	sqlDropJobs = `DELETE FROM jobs WHERE server = $1 AND repository = $2`
-	sqlRenew    = `UPDATE jobs SET lease = $5, version = version + 1
-		WHERE server = $1 AND repository = $2 AND peer = $3 AND owner = $4`
 
-	sqlAddPeer   = `INSERT INTO peers (server, peer) VALUES ($1, $2) ON CONFLICT DO NOTHING`
-	sqlGetPeer   = `SELECT ` + peerColumns + ` FROM peers p WHERE p.server = $1 AND p.peer = $2`
-	sqlListPeers = `SELECT ` + peerColumns + ` FROM peers p WHERE p.server = $1 ORDER BY p.peer`
-	sqlPutPeer   = `UPDATE peers SET paused = $4, down_since = $5, last_down = $6, attempt = $7, retry_at = $8,
+	sqlAddPeer = `INSERT INTO peers (server, peer) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+	sqlPutPeer = `UPDATE peers SET paused = $4, down_since = $5, last_down = $6, attempt = $7, retry_at = $8,
 		error = $9, runs = $10, down_run = $11, version = version + 1
 		WHERE server = $1 AND peer = $2 AND version = $3`
 
-	sqlRunning = `SELECT repository, peer, lease, probe FROM jobs WHERE server = $1 AND owner <> ''`
-	// The claim statement: the first in a peer's line that nobody runs. PostgreSQL adds FOR UPDATE SKIP LOCKED.
-	sqlFirstInLine = `SELECT repository, run_at FROM jobs
-		WHERE server = $1 AND peer = $2 AND want > done AND (owner = '' OR lease <= $3)
-		ORDER BY run_at LIMIT 1`
+	sqlRunning = `SELECT repository, peer, lease, probe, owner FROM jobs WHERE server = $1 AND owner <> ''`
 	sqlPending = `SELECT COUNT(*) FROM jobs j JOIN peers p ON p.server = j.server AND p.peer = j.peer
 		WHERE j.server = $1 AND j.want > j.done AND j.state <> 'held' AND p.paused = 0`
 	sqlChanges = `SELECT CAST(COALESCE(SUM(want), 0) AS BIGINT) FROM jobs WHERE server = $1`
-	sqlRows    = `SELECT ` + jobColumns + `, ` + peerColumns + `
-		FROM jobs j JOIN peers p ON p.server = j.server AND p.peer = j.peer
-		WHERE j.server = $1 AND ($2 = '' OR j.repository = $2) AND ($3 = '' OR j.peer = $3)
-		ORDER BY j.repository, j.peer`
 
-	// Times that this clock cannot have written: see mend. $2 is now, $3 the cap of backoffs.
-	sqlClampRunAt = `UPDATE jobs SET run_at = $2, version = version + 1
-		WHERE server = $1 AND want > done AND run_at > $2 AND (run_at > $2 + $3 OR (attempt = 0 AND state <> 'held'))`
-	sqlClampRetry = `UPDATE peers SET retry_at = $2, version = version + 1 WHERE server = $1 AND retry_at > $2 + $3`
-	sqlClampLease = `UPDATE jobs SET lease = $2 + $3, version = version + 1
-		WHERE server = $1 AND owner <> '' AND lease > $2 + 2 * $3`
+	// Times that this clock cannot have written: see mend. $2 is now, $3 the limit.
+	sqlClampRunAt = `UPDATE jobs SET run_at = CAST($2 AS BIGINT), version = version + 1
+		WHERE server = $1 AND want > done AND run_at > CAST($2 AS BIGINT)
+		AND (run_at > CAST($2 AS BIGINT) + CAST($3 AS BIGINT) OR (attempt = 0 AND state <> 'held'))`
+	sqlClampLease = `UPDATE jobs SET lease = CAST($2 AS BIGINT) + CAST($3 AS BIGINT), version = version + 1
+		WHERE server = $1 AND owner <> '' AND lease > CAST($2 AS BIGINT) + 2 * CAST($3 AS BIGINT)`
+	sqlClampRetry = `UPDATE peers SET retry_at = CAST($2 AS BIGINT), version = version + 1
+		WHERE server = $1 AND retry_at > CAST($2 AS BIGINT) + CAST($3 AS BIGINT)`
 )
 
-// errConflict: a row changed between its load and its store; the transaction is to be run again.
-var errConflict = errors.New("row changed meanwhile")
+// texts are the statements that differ between the databases.
+type texts struct {
+	jobs        string         // followed by a condition
+	jobsOf      string         // of a list of keys
+	jobsOfLock  string         // for writing
+	putJobs     map[int]string // by the number of rows, all powers of two up to putRows
+	confirm     string
+	peers       string
+	peersLock   string
+	peer        string
+	peerLock    string
+	firstInLine string // the first in a peer's line that nobody runs
+	claimable   string // the same, to be claimed
+	lock        string
+}
 
-func databasePath(stateDir string) string { return filepath.Join(stateDir, "queue.db") }
+// jobColumns are those of job.fields, in its order.
+const jobColumns = `repository peer want seen done origin oldest newest later later_origin run_at lease owner probe run settled
+	attempt state error note digest last_success last_attempt changed created version`
 
-// busyTimeout is how long SQLite waits for another process's transaction.
-const busyTimeout = 10 * time.Second
+const peerColumns = `peer, paused, down_since, last_down, attempt, retry_at, error, runs, down_run, version`
 
-// openDatabase opens, creates or migrates the database file. Several processes may do so at once:
-// the switch to WAL can report "busy" without having waited, so that is tried again.
-func openDatabase(ctx context.Context, path string) (*sql.DB, error) {
-	if err := createPrivate(path); err != nil {
-		return nil, err
+func newTexts(d *dialect) *texts {
+	columns := strings.Fields(jobColumns)
+	jobs := "SELECT j." + strings.Join(columns, ", j.") + " FROM "
+	jobsOf := func(lock string) string { return jobs + d.listed(lock) + " ORDER BY j.repository, j.peer" }
+	peers := "SELECT " + peerColumns + " FROM peers WHERE server = $1"
+	first := `SELECT repository, run_at FROM jobs
+		WHERE server = $1 AND peer = $2 AND want > done AND (owner = '' OR lease <= $3) ORDER BY run_at LIMIT 1`
+	t := &texts{
+		jobs:       jobs + "jobs j WHERE j.server = $1",
+		jobsOf:     jobsOf(""),
+		jobsOfLock: jobsOf(d.lock),
+		putJobs:    map[int]string{},
+		confirm:    "UPDATE jobs SET last_success = $4, version = version + 1 WHERE server = $1 AND " + d.among,
+		peers:      peers + " ORDER BY peer",
+		peersLock:  peers + " ORDER BY peer" + d.lock,
+		peer:       peers + " AND peer = $2",
+		peerLock:   peers + " AND peer = $2" + d.lock,
+
+		firstInLine: first,
+		claimable:   first + d.skip,
+		lock:        d.lock,
 	}
-	db, err := sql.Open("sqlite", dataSource(path))
-	if err != nil {
-		return nil, err
+	for n := 1; n <= putRows; n *= 2 {
+		t.putJobs[n] = d.putJobs(n)
 	}
-	// One connection: SQLite has one writer at a time anyway, and database/sql queues fairly where SQLite polls.
-	db.SetMaxOpenConns(1)
-	for deadline := time.Now().Add(busyTimeout); ; {
-		err = migrate(ctx, db)
-		if err == nil {
-			return db, nil
+	return t
+}
+
+// putJobs makes the statement that stores n rows: new ones with version 1, and others only over the version
+// that was loaded. (UPDATE FROM would say it better, but SQLite then reads the table once per row.)
+func (d *dialect) putJobs(n int) string {
+	var set []string
+	for _, c := range strings.Fields(jobColumns)[2:] {
+		set = append(set, c+" = excluded."+c)
+	}
+	rows, parameter := make([]string, n), 0
+	for i := range rows {
+		marks := make([]string, 1+len(strings.Fields(jobColumns)))
+		for m := range marks {
+			parameter++
+			marks[m] = d.mark(parameter)
 		}
-		if !isBusy(err) || ctx.Err() != nil || time.Now().After(deadline) {
-			db.Close()
-			return nil, err
-		}
-		time.Sleep(20 * time.Millisecond)
+		rows[i] = "(" + strings.Join(marks, ",") + ")"
 	}
+	return "INSERT INTO jobs (server, " + strings.Join(strings.Fields(jobColumns), ", ") + ") VALUES " + strings.Join(rows, ",") +
+		" ON CONFLICT (server, repository, peer) DO UPDATE SET " + strings.Join(set, ", ") +
+		" WHERE jobs.version = excluded.version - 1"
 }
-
-// createPrivate makes the file 0600 before SQLite would create it 0644; SQLite gives its
-// companions (-wal, -shm) the same mode. An existing file is never opened here: closing it again
-// would drop this process's POSIX locks on it.
-func createPrivate(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err == nil {
-		return f.Close()
-	}
-	if !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	info, err := os.Stat(path)
-	if err == nil && info.Mode().Perm()&0o077 != 0 {
-		err = os.Chmod(path, 0o600)
-	}
-	return err
-}
-
-// dataSource puts busy_timeout first: the pragmas behind it may already have to wait.
-func dataSource(path string) string {
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		abs = path
-	}
-	u := url.URL{Scheme: "file", Path: abs, RawQuery: "_pragma=busy_timeout(" +
-		strconv.FormatInt(busyTimeout.Milliseconds(), 10) +
-		")&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_txlock=immediate"}
-	return u.String()
-}
-
-func isBusy(err error) bool {
-	var e *sqlite.Error
-	if !errors.As(err, &e) {
-		return false
-	}
-	primary := e.Code() & 0xff
-	return primary == sqlite3.SQLITE_BUSY || primary == sqlite3.SQLITE_LOCKED
-}
-
-// migrate brings the tables to schemaVersion. A look without a transaction comes first, because
-// every start of every program passes here.
-func migrate(ctx context.Context, db *sql.DB) error {
-	if version, err := readSchema(ctx, db); err == nil && version == schemaVersion {
-		return nil
-	}
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer tx.Rollback()
-	if _, err := tx.ExecContext(ctx, sqlCreateMeta); err != nil {
-		return err
-	}
-	version, err := readSchema(ctx, tx)
-	switch {
-	case err != nil:
-		return err
-	case version > schemaVersion:
-		return fmt.Errorf("%w: its schema is %d, this program knows %d: upgrade mirror-shell", ErrNewerSchema, version, schemaVersion)
-	case version == schemaVersion:
-		return nil
-	}
-	for _, text := range []string{sqlCreateJobs, sqlCreateDue, sqlCreateRunning, sqlCreatePeers} {
-		if _, err := tx.ExecContext(ctx, text); err != nil {
-			return err
-		}
-	}
-	if _, err := tx.ExecContext(ctx, sqlPutSchema, strconv.Itoa(schemaVersion)); err != nil {
-		return err
-	}
-	return tx.Commit()
-}
-
-// querier is what *sql.DB and *sql.Tx share.
-type querier interface {
-	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
-// readSchema returns the version of the tables, 0 for a database without any.
-func readSchema(ctx context.Context, db querier) (int, error) {
-	var text string
-	err := db.QueryRowContext(ctx, sqlGetSchema).Scan(&text)
-	if errors.Is(err, sql.ErrNoRows) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	version, err := strconv.Atoi(text)
-	if err != nil || version < 1 {
-		return 0, fmt.Errorf("schema version %q in table meta is not a number", text)
-	}
-	return version, nil
-}
-
-// tx is a transaction, or plain reading, as of one moment of the queue's clock.
-type tx struct {
-	querier
-	q   *Queue
-	now int64
-}
-
-// reading reads outside a transaction.
-func (q *Queue) reading() *tx { return &tx{querier: q.db, q: q, now: q.now()} }
-
-// update runs do in a transaction, again when a row changed under it (never on SQLite, whose
-// transactions begin by taking the write lock).
-func (q *Queue) update(ctx context.Context, do func(*tx) error) error {
-	for try := 0; ; try++ {
-		err := q.updateOnce(ctx, do)
-		if !errors.Is(err, errConflict) || try == 20 {
-			return err
-		}
-	}
-}
-
-func (q *Queue) updateOnce(ctx context.Context, do func(*tx) error) error {
-	t, err := q.db.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer t.Rollback()
-	if err := do(&tx{querier: t, q: q, now: q.now()}); err != nil {
-		return err
-	}
-	return t.Commit()
-}
-
-// scanner is what *sql.Row and *sql.Rows share.
-type scanner interface{ Scan(...any) error }
 
 func (j *job) fields() []any {
 	return []any{&j.Repository, &j.Peer, &j.want, &j.seen, &j.done, &j.origin, &j.oldest, &j.newest, &j.later,
 		&j.laterOrigin, &j.runAt, &j.lease, &j.owner, &j.probe, &j.run, &j.settled, &j.attempt, &j.state, &j.err,
-		&j.note, &j.digest, &j.lastSuccess, &j.lastAttempt, &j.created, &j.version}
+		&j.note, &j.digest, &j.lastSuccess, &j.lastAttempt, &j.changed, &j.created, &j.version}
+}
+
+// values are what a row is stored with, in the order of jobColumns.
+func (j *job) values() []any {
+	return []any{j.Repository, j.Peer, j.want, j.seen, j.done, string(j.origin), j.oldest, j.newest, j.later,
+		string(j.laterOrigin), j.runAt, j.lease, j.owner, number(j.probe), j.run, j.settled, j.attempt, string(j.state), j.err,
+		j.note, j.digest, j.lastSuccess, j.lastAttempt, j.changed, j.created, j.version + 1}
 }
 
 func (p *peer) fields() []any {
 	return []any{&p.name, &p.paused, &p.downSince, &p.lastDown, &p.attempt, &p.retryAt, &p.err, &p.runs, &p.downRun, &p.version}
 }
 
-// job loads a row; without one the error is sql.ErrNoRows.
+// chunk is how many rows one statement loads, putRows how many it stores.
+const (
+	chunk   = 500
+	putRows = 64
+)
+
+// loadJobs loads rows, to be stored in this transaction, or only to be looked at. Missing ones are missing.
+func (tx *tx) loadJobs(ctx context.Context, keys []Key, forStore bool) (map[Key]*job, error) {
+	text := tx.jobsOf
+	if forStore {
+		text = tx.jobsOfLock
+	}
+	jobs := make(map[Key]*job, len(keys))
+	for _, k := range keys {
+		jobs[k] = nil
+	}
+	sorted := slices.SortedFunc(maps.Keys(jobs), compareKeys) // everybody locks in the same order
+	for part := range slices.Chunk(sorted, chunk) {
+		repositories, peers := tx.q.lists(part)
+		err := tx.each(ctx, func(row scanner) error {
+			var j job
+			err := row.Scan(j.fields()...)
+			if _, asked := jobs[j.Key]; asked {
+				jobs[j.Key] = &j
+			}
+			return err
+		}, text, tx.q.server, repositories, peers)
+		if err != nil {
+			return nil, err
+		}
+	}
+	maps.DeleteFunc(jobs, func(_ Key, j *job) bool { return j == nil })
+	return jobs, nil
+}
+
+func compareKeys(a, b Key) int {
+	if c := strings.Compare(a.Repository, b.Repository); c != 0 {
+		return c
+	}
+	return strings.Compare(a.Peer, b.Peer)
+}
+
+// storeJobs stores rows that were loaded for it, or are new; errConflict when one changed, or came to be, meanwhile.
+func (tx *tx) storeJobs(ctx context.Context, jobs ...job) error {
+	slices.SortFunc(jobs, func(a, b job) int { return compareKeys(a.Key, b.Key) })
+	for n := putRows; len(jobs) > 0; n /= 2 {
+		for ; len(jobs) >= n; jobs = jobs[n:] {
+			var args []any
+			for i := range jobs[:n] {
+				args = append(append(args, tx.q.server), jobs[i].values()...)
+			}
+			res, err := tx.ExecContext(ctx, tx.putJobs[n], args...)
+			if err := exactly(n, res, err); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// confirm stores nothing but the time of the latest success, of locked rows of one peer.
+func (tx *tx) confirm(ctx context.Context, keys []Key) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	repositories, peers := tx.q.lists(keys)
+	res, err := tx.ExecContext(ctx, tx.texts.confirm, tx.q.server, repositories, peers, tx.now)
+	return exactly(len(keys), res, err)
+}
+
+// job loads a row to be stored; without one the error is sql.ErrNoRows.
 func (tx *tx) job(ctx context.Context, k Key) (j job, err error) {
-	err = tx.QueryRowContext(ctx, sqlGetJob, tx.q.server, k.Repository, k.Peer).Scan(j.fields()...)
+	text := tx.jobs + " AND j.repository = $2 AND j.peer = $3" + tx.lock
+	err = tx.QueryRowContext(ctx, text, tx.q.server, k.Repository, k.Peer).Scan(j.fields()...)
 	return j, err
 }
 
-func (tx *tx) ensureJob(ctx context.Context, k Key) (job, error) {
-	j, err := tx.job(ctx, k)
-	if !errors.Is(err, sql.ErrNoRows) {
-		return j, err
+// eachJob calls f for the rows that match, by repository and then peer.
+func (tx *tx) eachJob(ctx context.Context, filter Filter, f func(job)) error {
+	text, args := tx.jobs, []any{tx.q.server}
+	for _, c := range []struct{ column, value string }{{"repository", filter.Repository}, {"peer", filter.Peer}} {
+		if c.value != "" {
+			args = append(args, c.value)
+			text += fmt.Sprintf(" AND j.%s = $%d", c.column, len(args))
+		}
 	}
-	if _, err := tx.ExecContext(ctx, sqlAddJob, tx.q.server, k.Repository, k.Peer); err != nil {
-		return job{}, err
-	}
-	return tx.job(ctx, k)
+	return tx.each(ctx, func(row scanner) error {
+		var j job
+		if err := row.Scan(j.fields()...); err != nil {
+			return err
+		}
+		f(j)
+		return nil
+	}, text+" ORDER BY j.repository, j.peer", args...)
 }
 
-func (tx *tx) storeJob(ctx context.Context, j job) error {
-	return tx.exactlyOne(tx.ExecContext(ctx, sqlPutJob, tx.q.server, j.Repository, j.Peer, j.version,
-		j.want, j.seen, j.done, string(j.origin), j.oldest, j.newest, j.later, string(j.laterOrigin), j.runAt, j.lease,
-		j.owner, number(j.probe), j.run, j.settled, j.attempt, string(j.state), j.err, j.note, j.digest,
-		j.lastSuccess, j.lastAttempt, j.created))
+// lockRepository keeps the rows of a repository from being claimed until the transaction ends, and returns them.
+func (tx *tx) lockRepository(ctx context.Context, repository string) (jobs []job, err error) {
+	err = tx.each(ctx, func(row scanner) error {
+		var j job
+		err := row.Scan(j.fields()...)
+		jobs = append(jobs, j)
+		return err
+	}, tx.jobs+" AND j.repository = $2 ORDER BY j.peer"+tx.lock, tx.q.server, repository)
+	return jobs, err
 }
 
 func (tx *tx) deleteJobs(ctx context.Context, repository string) (int, error) {
@@ -302,8 +243,13 @@ func (tx *tx) renew(ctx context.Context, k Key, owner string, lease int64) (bool
 	return n == 1, err
 }
 
-func (tx *tx) ensurePeer(ctx context.Context, name string) (p peer, err error) {
-	get := func() error { return tx.QueryRowContext(ctx, sqlGetPeer, tx.q.server, name).Scan(p.fields()...) }
+// ensurePeer loads a row, to be stored or not, and makes it if it is missing.
+func (tx *tx) ensurePeer(ctx context.Context, name string, forStore bool) (p peer, err error) {
+	text := tx.texts.peer
+	if forStore {
+		text = tx.peerLock
+	}
+	get := func() error { return tx.QueryRowContext(ctx, text, tx.q.server, name).Scan(p.fields()...) }
 	if err = get(); !errors.Is(err, sql.ErrNoRows) {
 		return p, err
 	}
@@ -314,18 +260,33 @@ func (tx *tx) ensurePeer(ctx context.Context, name string) (p peer, err error) {
 }
 
 func (tx *tx) storePeer(ctx context.Context, p peer) error {
-	return tx.exactlyOne(tx.ExecContext(ctx, sqlPutPeer, tx.q.server, p.name, p.version, number(p.paused),
-		p.downSince, p.lastDown, p.attempt, p.retryAt, p.err, p.runs, p.downRun))
+	res, err := tx.ExecContext(ctx, sqlPutPeer, tx.q.server, p.name, p.version, number(p.paused),
+		p.downSince, p.lastDown, p.attempt, p.retryAt, p.err, p.runs, p.downRun)
+	return exactly(1, res, err)
 }
 
-func (tx *tx) peers(ctx context.Context) (list []peer, err error) {
+// listPeers lists all peers by name. While they are locked, nobody else claims a job.
+func (tx *tx) listPeers(ctx context.Context, lock bool) (list []peer, err error) {
+	text := tx.peers
+	if lock {
+		text = tx.peersLock
+	}
 	err = tx.each(ctx, func(row scanner) error {
 		var p peer
 		err := row.Scan(p.fields()...)
 		list = append(list, p)
 		return err
-	}, sqlListPeers, tx.q.server)
+	}, text, tx.q.server)
 	return list, err
+}
+
+func (tx *tx) peersByName(ctx context.Context) (map[string]peer, error) {
+	list, err := tx.listPeers(ctx, false)
+	byName := make(map[string]peer, len(list))
+	for _, p := range list {
+		byName[p.name] = p
+	}
+	return byName, err
 }
 
 // run is a row of sqlRunning: a job with an owner, whose lease may have ended.
@@ -333,21 +294,27 @@ type run struct {
 	Key
 	lease int64
 	probe bool
+	owner string
 }
 
 func (tx *tx) running(ctx context.Context) (list []run, err error) {
 	err = tx.each(ctx, func(row scanner) error {
 		var r run
-		err := row.Scan(&r.Repository, &r.Peer, &r.lease, &r.probe)
+		err := row.Scan(&r.Repository, &r.Peer, &r.lease, &r.probe, &r.owner)
 		list = append(list, r)
 		return err
 	}, sqlRunning, tx.q.server)
 	return list, err
 }
 
-// firstInLine is a peer's pending job that nobody runs with the smallest run_at, which may be in the future.
-func (tx *tx) firstInLine(ctx context.Context, peer string) (repository string, runAt int64, ok bool, err error) {
-	err = tx.QueryRowContext(ctx, sqlFirstInLine, tx.q.server, peer, tx.now).Scan(&repository, &runAt)
+// first is a peer's pending job that nobody runs with the smallest run_at, which may be in the future. One
+// that is to be claimed is locked, and one that somebody is changing is passed over.
+func (tx *tx) first(ctx context.Context, peer string, claim bool) (repository string, runAt int64, ok bool, err error) {
+	text := tx.firstInLine
+	if claim {
+		text = tx.claimable
+	}
+	err = tx.QueryRowContext(ctx, text, tx.q.server, peer, tx.now).Scan(&repository, &runAt)
 	if errors.Is(err, sql.ErrNoRows) {
 		return "", 0, false, nil
 	}
@@ -355,63 +322,27 @@ func (tx *tx) firstInLine(ctx context.Context, peer string) (repository string, 
 }
 
 // pending counts the jobs that a drain waits for, and the changes recorded ever.
-func (tx *tx) pending(ctx context.Context) (jobs int, changes int64, err error) {
-	if err = tx.QueryRowContext(ctx, sqlPending, tx.q.server).Scan(&jobs); err == nil {
-		err = tx.QueryRowContext(ctx, sqlChanges, tx.q.server).Scan(&changes)
-	}
+func (q *Queue) pending(ctx context.Context) (jobs int, changes int64, err error) {
+	err = q.read(ctx, func(tx *tx) error {
+		if err := tx.QueryRowContext(ctx, sqlPending, q.server).Scan(&jobs); err != nil {
+			return err
+		}
+		return tx.QueryRowContext(ctx, sqlChanges, q.server).Scan(&changes)
+	})
 	return jobs, changes, err
 }
 
-// jobsWithPeers calls f for the rows of a repository and a peer, empty for all.
-func (tx *tx) jobsWithPeers(ctx context.Context, repository, peerName string, f func(job, peer)) error {
-	return tx.each(ctx, func(row scanner) error {
-		var j job
-		var p peer
-		if err := row.Scan(append(j.fields(), p.fields()...)...); err != nil {
-			return err
-		}
-		f(j, p)
-		return nil
-	}, sqlRows, tx.q.server, repository, peerName)
-}
-
+// clampTimes changes jobs before peers, which is the order in which all transactions lock.
 func (tx *tx) clampTimes(ctx context.Context, cap, lease int64) error {
-	for text, limit := range map[string]int64{sqlClampRunAt: cap, sqlClampRetry: cap, sqlClampLease: lease} {
-		if _, err := tx.ExecContext(ctx, text, tx.q.server, tx.now, limit); err != nil {
+	for _, c := range []struct {
+		text  string
+		limit int64
+	}{{sqlClampRunAt, cap}, {sqlClampLease, lease}, {sqlClampRetry, cap}} {
+		if _, err := tx.ExecContext(ctx, c.text, tx.q.server, tx.now, c.limit); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (tx *tx) each(ctx context.Context, scan func(scanner) error, query string, args ...any) error {
-	rows, err := tx.QueryContext(ctx, query, args...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := scan(rows); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
-}
-
-func (tx *tx) exactlyOne(res sql.Result, err error) error {
-	n, err := affected(res, err)
-	if err == nil && n != 1 {
-		return errConflict
-	}
-	return err
-}
-
-func affected(res sql.Result, err error) (int, error) {
-	if err != nil {
-		return 0, err
-	}
-	n, err := res.RowsAffected()
-	return int(n), err
 }
 
 func number(b bool) int64 {

@@ -27,7 +27,7 @@ type Row struct {
 	LastSuccess    time.Time
 	LastAttempt    time.Time
 	Created        time.Time
-	Owner          string // HOST:PID:RANDOM while running
+	Owner          string // HOST:PID:NODE:RANDOM while running
 	Lease          time.Time
 
 	PeerPaused    bool
@@ -62,10 +62,13 @@ type Filter struct {
 
 // Rows returns the jobs of this server, by repository and then peer.
 func (q *Queue) Rows(ctx context.Context, f Filter) ([]Row, error) {
-	tx := q.reading()
 	var rows []Row
-	err := tx.jobsWithPeers(ctx, f.Repository, f.Peer, func(j job, p peer) {
-		rows = append(rows, newRow(j, p, tx.now))
+	err := q.read(ctx, func(tx *tx) error {
+		peers, err := tx.peersByName(ctx)
+		if err != nil {
+			return err
+		}
+		return tx.eachJob(ctx, f, func(j job) { rows = append(rows, newRow(j, peers[j.Peer], tx.now)) })
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read jobs: %w", err)
@@ -85,7 +88,11 @@ type Peer struct {
 
 // Peers returns the peers that ever had a job or were paused, by name.
 func (q *Queue) Peers(ctx context.Context) ([]Peer, error) {
-	list, err := q.reading().peers(ctx)
+	var list []peer
+	err := q.read(ctx, func(tx *tx) (err error) {
+		list, err = tx.listPeers(ctx, false)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("read peers: %w", err)
 	}

@@ -9,15 +9,18 @@ import (
 // Await, without recording anything. A run that includes all of it counts, also
 // when it is under way or over; a job without a row gets no ticket.
 func (q *Queue) Tickets(ctx context.Context, keys []Key) ([]Ticket, error) {
-	tx := q.reading()
 	var tickets []Ticket
-	for _, k := range keys {
-		err := tx.jobsWithPeers(ctx, k.Repository, k.Peer, func(j job, p peer) {
-			tickets = append(tickets, ticketOf(j, p))
-		})
-		if err != nil {
-			return nil, fmt.Errorf("look up %s: %w", k, err)
+	err := q.read(ctx, func(tx *tx) error {
+		jobs, peers, err := tx.jobsAndPeers(ctx, keys)
+		for _, k := range keys {
+			if j := jobs[k]; j != nil {
+				tickets = append(tickets, ticketOf(*j, peers[k.Peer]))
+			}
 		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look up %d jobs: %w", len(keys), err)
 	}
 	return tickets, nil
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gofrs/flock"
+
 	"mirror-shell/internal/inbox"
 )
 
@@ -24,15 +26,15 @@ type Worker struct {
 	Jobs        int // runs at a time; 0: 8. Probes of peers that are down come on top, one per peer
 	JobsPerPeer int // 0: 4
 
-	Poll   time.Duration // 0: 3 s. How often to look at inbox and table without being woken
+	Poll   time.Duration // 0: 3 s, or 1 s when nodes share the table. How often to look at inbox and table without being woken
 	Linger time.Duration // 0: 10 min. How long Drain stays for jobs that only fail
 
 	Log *slog.Logger // nil: nothing is logged
 }
 
-// Serve works until ctx ends, then cancels what runs, waits for it, and returns nil. Its error
-// wraps ErrBusy when another worker holds the state directory. Nothing that happens later
-// ends it: errors of the database or the inbox are logged, and it tries again.
+// Serve works until ctx ends, then cancels what runs, waits for it, and returns nil. A drain
+// that holds the state directory is asked to leave first, and waited for; when another server
+// holds it, the error wraps ErrBusy. Nothing that happens later ends it: errors of the database or the inbox are logged, and it tries again.
 func (w *Worker) Serve(ctx context.Context) error {
 	err := w.session(ctx, &loop{w: w.withDefaults(), kind: KindServe})
 	if ctx.Err() != nil {
@@ -44,7 +46,8 @@ func (w *Worker) Serve(ctx context.Context) error {
 // Drain works until nothing is left to do: jobs that are held, or whose peer is paused, do not
 // count. While jobs only fail, or their peers are down, it stays for their retries until Linger
 // after the last progress, which is a change that arrived or a job that did not fail; then its error wraps ErrUnfinished.
-// Its error wraps ErrBusy when another worker is at work, and is ctx's when ctx ended first.
+// When a server asks for its place it leaves at once and returns nil: its runs are cancelled, and the server
+// begins them again. Its error wraps ErrBusy when another worker is at work, and is ctx's when ctx ended first.
 func (w *Worker) Drain(ctx context.Context) error {
 	l := &loop{w: w.withDefaults(), kind: KindDrain, progress: time.Now()}
 	for first := true; ; first = false {
@@ -58,8 +61,12 @@ func (w *Worker) Drain(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("drain: %w", err)
 		}
+		if l.asked {
+			l.w.Log.Info("left, because a server asked for it")
+			return nil
+		}
 		if !l.missed(ctx) {
-			return l.unfinished(ctx)
+			return l.verdict // of then: what came since is in other hands
 		}
 		l.progress = time.Now()
 	}
@@ -73,7 +80,11 @@ func (w *Worker) withDefaults() *Worker {
 	if c.JobsPerPeer <= 0 {
 		c.JobsPerPeer = 4
 	}
-	c.Poll = orDefault(c.Poll, 3*time.Second)
+	poll := 3 * time.Second
+	if c.Queue.shared {
+		poll = time.Second // nobody rings when another node has more to do than it can
+	}
+	c.Poll = orDefault(c.Poll, poll)
 	c.Linger = orDefault(c.Linger, 10*time.Minute)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -83,24 +94,51 @@ func (w *Worker) withDefaults() *Worker {
 
 // session works under the lock once.
 func (w *Worker) session(ctx context.Context, l *loop) error {
-	q := l.w.Queue
-	lock, err := acquire(ctx, q.stateDir, l.kind)
+	lock, err := l.acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer lock.Unlock()
-	waker, err := inbox.Listen(q.stateDir)
+	waker, err := inbox.Listen(l.w.Queue.stateDir)
 	if err != nil {
-		l.w.Log.Error("hooks cannot wake the worker; it looks at the inbox instead", "every", l.w.Poll, "error", err)
+		l.w.Log.Error("nobody can wake the worker; it looks at the inbox instead", "every", l.w.Poll, "error", err)
 	} else {
 		defer waker.Close() // before the lock goes: the socket is the holder's
 		l.wake = waker.C
+		if l.kind == KindDrain {
+			var stop func()
+			ctx, stop = l.untilAsked(ctx, waker.Leave)
+			defer stop()
+		}
 	}
 	if err := l.w.Inbox.Replay(); err != nil {
-		l.w.Log.Error("events of an earlier worker were not put back", "error", err)
+		l.w.Log.Error("events of an earlier worker are left aside", "error", err)
 	}
 	l.run(ctx)
 	return nil
+}
+
+func (l *loop) acquire(ctx context.Context) (*flock.Flock, error) {
+	if l.kind == KindServe {
+		return takeOver(ctx, l.w.Queue.stateDir, l.w.Log)
+	}
+	return acquire(ctx, l.w.Queue.stateDir, l.kind)
+}
+
+// untilAsked returns a context that ends when a drain is asked to leave; asked is valid after stop.
+func (l *loop) untilAsked(parent context.Context, leave <-chan struct{}) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(parent)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-leave:
+			l.asked = true
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(); <-done }
 }
 
 // loop is one goroutine that owns the state of a worker; runs are goroutines beside it that report to
@@ -120,6 +158,8 @@ type loop struct {
 	changes  int64     // recorded in the table, ever, when it last looked
 	left     []string  // events in the inbox when it decided to go
 	gaveUp   bool      // it went because of Linger
+	verdict  error     // what it left undone then
+	asked    bool      // it went because a server asked
 }
 
 func (l *loop) run(ctx context.Context) {
@@ -266,6 +306,8 @@ func (l *loop) wait(ctx context.Context, d time.Duration) {
 const (
 	troublePause = 500 * time.Millisecond
 	troubleMax   = 5 * time.Second
+	// lockedPause keeps a worker from asking without end for a job that is due but locked by somebody's transaction.
+	lockedPause = 5 * time.Millisecond
 )
 
 // pause is how long to sleep if nothing happens.
@@ -277,8 +319,8 @@ func (l *loop) pause(ctx context.Context) time.Duration {
 	if l.lingered() {
 		return d // only the end of what runs matters
 	}
-	if at, ok, err := l.w.Queue.nextRun(ctx, l.limits()); err == nil && ok {
-		d = min(d, at.Sub(l.w.Queue.clock()))
+	if wait, ok, err := l.w.Queue.nextRun(ctx, l.limits()); err == nil && ok {
+		d = min(d, max(wait, lockedPause))
 	}
 	if l.kind == KindDrain {
 		d = min(d, l.w.Linger-time.Since(l.progress))
@@ -297,7 +339,7 @@ func (l *loop) count(ctx context.Context) (pending int, err error) {
 	if l.kind != KindDrain {
 		return 0, nil
 	}
-	pending, changes, err := l.w.Queue.reading().pending(ctx)
+	pending, changes, err := l.w.Queue.pending(ctx)
 	if err == nil && changes != l.changes {
 		l.changes, l.progress = changes, time.Now()
 	}
@@ -309,15 +351,20 @@ func (l *loop) mayLeave(ctx context.Context) bool {
 	if l.jobs+l.probes > 0 {
 		return false
 	}
-	var err error
-	if l.left, err = l.w.Inbox.List(); err == nil {
-		pending, err := l.count(ctx)
-		if err == nil && pending == 0 && len(l.left) == 0 {
+	l.left, l.verdict = nil, nil
+	names, err := l.w.Inbox.List()
+	pending, perr := l.count(ctx)
+	if err = errors.Join(err, perr); err == nil {
+		l.left = names
+		if pending == 0 && len(names) == 0 {
 			l.gaveUp = false
 			return true
 		}
+		err = fmt.Errorf("%d jobs still fail and %d events could not be read", pending, len(names))
 	}
-	l.gaveUp = l.lingered()
+	if l.gaveUp = l.lingered(); l.gaveUp {
+		l.verdict = fmt.Errorf("drain: %w: %w; serve or a timer must try again", ErrUnfinished, err)
+	}
 	return l.gaveUp
 }
 
@@ -333,7 +380,7 @@ func (l *loop) missed(ctx context.Context) bool {
 			return true
 		}
 	}
-	if _, changes, err := l.w.Queue.reading().pending(ctx); err != nil || changes > l.changes {
+	if _, changes, err := l.w.Queue.pending(ctx); err != nil || changes > l.changes {
 		return err == nil
 	}
 	if l.gaveUp {
@@ -341,17 +388,4 @@ func (l *loop) missed(ctx context.Context) bool {
 	}
 	due, err := l.w.Queue.due(ctx, limits{perPeer: l.w.JobsPerPeer})
 	return err == nil && due
-}
-
-// unfinished is Drain's verdict.
-func (l *loop) unfinished(ctx context.Context) error {
-	n, _, err := l.w.Queue.reading().pending(ctx)
-	switch {
-	case err != nil:
-		return fmt.Errorf("drain: %w: %w", ErrUnfinished, err)
-	case n > 0 || len(l.left) > 0:
-		return fmt.Errorf("drain: %w: %d jobs still fail and %d events could not be read; `serve` or a timer must try again",
-			ErrUnfinished, n, len(l.left))
-	}
-	return nil
 }

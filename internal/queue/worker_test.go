@@ -110,7 +110,9 @@ func (b *bench) untilState(k Key, want State) {
 
 func succeed(context.Context, Job) (Result, error) { return Result{Digest: "d"}, nil }
 
-func TestServe(t *testing.T) {
+func TestServe(t *testing.T) { onBoth(t, testServe) }
+
+func testServe(t *testing.T) {
 	b := newBench(t, succeed)
 	_ = b.push("early", "sam") // nobody listens yet
 	stop := b.serve()
@@ -165,7 +167,9 @@ func TestLookingDoesNotDisturb(t *testing.T) {
 	wg.Wait()
 }
 
-func TestHundredPushesFewRuns(t *testing.T) {
+func TestHundredPushesFewRuns(t *testing.T) { onBoth(t, testHundredPushesFewRuns) }
+
+func testHundredPushesFewRuns(t *testing.T) {
 	var runs atomic.Int64
 	begun, release := make(chan struct{}, 100), make(chan struct{})
 	b := newBench(t, func(context.Context, Job) (Result, error) {
@@ -191,7 +195,9 @@ func TestHundredPushesFewRuns(t *testing.T) {
 }
 
 // A hung job holds up neither the inbox nor other jobs; a stop ends it without counting an attempt.
-func TestHungJobAndStop(t *testing.T) {
+func TestHungJobAndStop(t *testing.T) { onBoth(t, testHungJobAndStop) }
+
+func testHungJobAndStop(t *testing.T) {
 	hung := make(chan struct{})
 	b := newBench(t, func(ctx context.Context, job Job) (Result, error) {
 		if job.Peer != "sam" {
@@ -215,7 +221,9 @@ func TestHungJobAndStop(t *testing.T) {
 }
 
 // Two peers whose jobs all hang fill the worker; when they are known to be down, they no longer do.
-func TestProbesHaveRoomOfTheirOwn(t *testing.T) {
+func TestProbesHaveRoomOfTheirOwn(t *testing.T) { onBoth(t, testProbesHaveRoomOfTheirOwn) }
+
+func testProbesHaveRoomOfTheirOwn(t *testing.T) {
 	b := newBench(t, func(ctx context.Context, job Job) (Result, error) {
 		switch {
 		case !job.Probe && job.Peer == "down":
@@ -254,7 +262,9 @@ func TestWorkerSurvivesPanic(t *testing.T) {
 	})
 }
 
-func TestRetriesUntilSuccess(t *testing.T) {
+func TestRetriesUntilSuccess(t *testing.T) { onBoth(t, testRetriesUntilSuccess) }
+
+func testRetriesUntilSuccess(t *testing.T) {
 	var calls atomic.Int64
 	b := newBench(t, func(_ context.Context, job Job) (Result, error) {
 		switch calls.Add(1) {
@@ -340,7 +350,9 @@ func TestDatabaseFull(t *testing.T) {
 	stop()
 }
 
-func TestHeartbeatKeepsTheLease(t *testing.T) {
+func TestHeartbeatKeepsTheLease(t *testing.T) { onBoth(t, testHeartbeatKeepsTheLease) }
+
+func testHeartbeatKeepsTheLease(t *testing.T) {
 	dir := t.TempDir()
 	short := func(o *Options) { o.Lease = 400 * time.Millisecond }
 	q, other := open(t, dir, short), open(t, dir, short)
@@ -358,7 +370,9 @@ func TestHeartbeatKeepsTheLease(t *testing.T) {
 	}
 }
 
-func TestLostLeaseCancelsTheRun(t *testing.T) {
+func TestLostLeaseCancelsTheRun(t *testing.T) { onBoth(t, testLostLeaseCancelsTheRun) }
+
+func testLostLeaseCancelsTheRun(t *testing.T) {
 	for name, breakIt := range map[string]string{
 		"stolen":           `UPDATE jobs SET owner = 'another'`,
 		"database failing": `ALTER TABLE jobs RENAME TO gone`,

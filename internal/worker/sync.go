@@ -1,264 +1,262 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"mirror-shell/internal/cli"
+	"mirror-shell/internal/digest"
 	"mirror-shell/internal/inbox"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/queue"
-	"mirror-shell/internal/status"
 	"mirror-shell/mirrorcfg"
+	"mirror-shell/peer"
 )
 
 // syncSummary is what sync prints in the end, and as JSON.
 type syncSummary struct {
 	Compared int         `json:"compared"` // copies looked at
-	Equal    int         `json:"equal"`    // of them equal in the end
+	Equal    int         `json:"equal"`    // of them equal without a push
+	Pushed   int         `json:"pushed"`   // equal after one
 	Failures []syncEntry `json:"failures"`
 	Seconds  float64     `json:"seconds"`
 }
 
-// syncEntry is a copy that is not equal, or a repository that could not be read
-// (then without a peer).
+// syncEntry is a copy that is not equal; without peer, a repository that could
+// not be read; without repository, a peer that could not be asked.
 type syncEntry struct {
-	Repository string `json:"repository"`
+	Repository string `json:"repository,omitempty"`
 	Peer       string `json:"peer,omitempty"`
 	State      string `json:"state"`
 	Error      string `json:"error"`
+	Copies     int    `json:"copies,omitempty"` // of a peer: how many are concerned
 }
 
-// sync queues every copy of the repositories asked for, has the worker run them
-// (comparing the peer's refs with ours comes first in each run, and a copy that is
-// equal is left alone), waits, and exits with 1 unless all are equal.
+// replica is a copy that there should be, and what we have ourselves.
+type replica struct {
+	queue.Key
+	state digest.State
+}
+
+// syncRun is the state of one sync.
+type syncRun struct {
+	*command
+	peers   *peer.Peers
+	words   []string // list keys
+	began   time.Time
+	mu      sync.Mutex
+	summary syncSummary
+}
+
+// sync compares every copy of the repositories asked for with the master's
+// refs, one exchange per peer, has the worker push what differs, waits for it,
+// and exits with 1 unless everything is equal.
 func (c *command) sync(ctx context.Context) error {
-	cmd, began := c.Sync, time.Now()
-	words := []string{mirrorcfg.SlavesKey, mirrorcfg.SyncKey}
-	if cmd.Key != "" {
-		if !mirrorcfg.IsKey(cmd.Key) {
-			return fmt.Errorf("--key %q: write a list key, such as gitolite.mirror.hourly", cmd.Key)
+	run := &syncRun{command: c, words: []string{mirrorcfg.SlavesKey, mirrorcfg.SyncKey}, began: time.Now(), summary: syncSummary{Failures: []syncEntry{}}}
+	if key := c.Sync.Key; key != "" {
+		if !mirrorcfg.IsKey(key) {
+			return fmt.Errorf("--key %q: write a list key, such as gitolite.mirror.hourly", key)
 		}
-		words = []string{cmd.Key}
+		run.words = []string{key}
 	}
-	changes, summary, err := c.copies(ctx, words)
+	byPeer, err := run.replicas(ctx)
 	if err != nil {
 		return err
 	}
-	summary.Compared = len(changes)
-	if len(changes) > 0 {
-		if err := c.runAndWait(ctx, changes, func(row queue.Row) { c.settled(summary, row) }); err != nil {
-			return err
-		}
+	var stop func()
+	run.peers, stop = c.newPeers()
+	defer stop()
+	different := run.compare(ctx, byPeer)
+	if err := ctx.Err(); err != nil {
+		return err
 	}
-	summary.Seconds = time.Since(began).Seconds()
-	return c.summarize(summary)
+	if c.Sync.DryRun {
+		return run.dryRun(different)
+	}
+	if err := run.push(ctx, different); err != nil {
+		return err
+	}
+	return run.finish()
 }
 
-// copies lists the copies to compare. A repository that cannot be read is a
-// failure of its own and does not stop the others.
-func (c *command) copies(ctx context.Context, words []string) ([]queue.Change, *syncSummary, error) {
-	summary := &syncSummary{Failures: []syncEntry{}}
-	names, err := c.server.Select(c.Sync.Repositories)
+// replicas lists the copies that there should be, by peer. A repository that
+// cannot be read is a failure of its own and does not stop the others.
+func (r *syncRun) replicas(ctx context.Context) (map[string][]replica, error) {
+	names, err := r.server.Select(r.Sync.Repositories)
 	if err != nil && len(names) == 0 {
-		return nil, nil, err
-	}
-	fail := func(name string, err error) {
-		summary.Failures = append(summary.Failures, syncEntry{Repository: name, State: "unreadable", Error: proc.OneLine(err.Error(), 400)})
-		fmt.Fprintf(c.Stderr, "mirror-shell: %s: %s\n", name, proc.OneLine(err.Error(), 400))
+		return nil, err
 	}
 	if err != nil {
-		fail("-", err)
+		r.fail(syncEntry{State: "unreadable", Error: err.Error()})
 	}
-	var changes []queue.Change
-	for _, name := range names {
-		cfg, _, err := c.server.OpenRepo(ctx, name)
+	cache := digest.OpenCache(r.server.StateDir)
+	byPeer := map[string][]replica{}
+	err = cache.LoadAll(ctx, r.server, names, func(name string, s digest.State, err error) error {
 		if err != nil {
-			fail(name, err)
-			continue
+			if s.Config == nil || s.Config.Role(r.server.Hostname) == mirrorcfg.Master {
+				r.fail(syncEntry{Repository: name, State: "unreadable", Error: err.Error()})
+			}
+			return nil
 		}
-		if cfg.Role(c.server.Hostname) != mirrorcfg.Master {
-			continue
+		if s.Config.Role(r.server.Hostname) != mirrorcfg.Master {
+			return nil
 		}
-		peers, err := cfg.Expand(c.server.Hostname, words...)
+		peers, err := s.Config.Expand(r.server.Hostname, r.words...)
 		if err != nil {
-			fail(name, err)
-			continue
+			r.fail(syncEntry{Repository: name, State: "unreadable", Error: err.Error()})
 		}
-		for _, peer := range peers {
-			changes = append(changes, queue.Change{
-				Key: queue.Key{Repository: name, Peer: peer}, Origin: inbox.OriginList, Time: time.Now(),
-			})
+		for _, p := range peers {
+			byPeer[p] = append(byPeer[p], replica{queue.Key{Repository: name, Peer: p}, s})
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	return changes, summary, ctx.Err()
+	if err := cache.Save(); err != nil {
+		fmt.Fprintf(r.Stderr, "mirror-shell: %v\n", err)
+	}
+	return byPeer, nil
 }
 
-// runAndWait queues changes, sees to it that a worker runs, and waits for their
-// outcomes. A peer that is down is probed now: somebody asks.
-func (c *command) runAndWait(ctx context.Context, changes []queue.Change, each func(queue.Row)) error {
-	tickets, err := c.queue.Enqueue(ctx, changes)
+// compare asks all peers at once and returns the copies that differ or that can
+// only be compared by trying to push.
+func (r *syncRun) compare(ctx context.Context, byPeer map[string][]replica) []replica {
+	var different []replica
+	var peers sync.WaitGroup
+	limit := make(chan struct{}, r.server.Worker.Jobs)
+	for name, copies := range byPeer {
+		r.summary.Compared += len(copies)
+		peers.Go(func() {
+			limit <- struct{}{}
+			defer func() { <-limit }()
+			found, err := r.comparePeer(ctx, name, copies)
+			if err != nil {
+				state := queue.StateFailed
+				if errors.Is(err, peer.ErrUnreachable) {
+					state = queue.StateDown
+				}
+				r.fail(syncEntry{Peer: name, State: string(state), Error: err.Error(), Copies: len(copies)})
+			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			different = append(different, found...)
+		})
+	}
+	peers.Wait()
+	slices.SortFunc(different, func(a, b replica) int {
+		return cmp.Or(cmp.Compare(a.Repository, b.Repository), cmp.Compare(a.Peer, b.Peer))
+	})
+	return different
+}
+
+// comparePeer returns which copies on one peer differ.
+func (r *syncRun) comparePeer(ctx context.Context, name string, copies []replica) ([]replica, error) {
+	standings, err := r.peers.Compare(ctx, name)
+	if errors.Is(err, peer.ErrForeign) {
+		return copies, nil // it shows its refs when a push begins
+	}
+	if err != nil {
+		return nil, err
+	}
+	var different []replica
+	var equal []queue.Verification
+	for _, c := range copies {
+		s, known := standings[c.Repository]
+		switch {
+		case !known || s.Reason != "" || s.Digest != c.state.Digest:
+			different = append(different, c)
+		case c.state.Head != "" && s.Head != c.state.Head:
+			if err := r.peers.SetKnownHead(ctx, c.Repository, name, s.Head); err != nil {
+				return nil, err
+			}
+			different = append(different, c)
+		default:
+			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest})
+		}
+	}
+	r.mu.Lock()
+	r.summary.Equal += len(equal)
+	r.mu.Unlock()
+	if _, err := r.queue.Verified(ctx, equal, r.began); err != nil {
+		return nil, err
+	}
+	return different, nil
+}
+
+// push queues what differs and waits for the outcomes.
+func (r *syncRun) push(ctx context.Context, different []replica) error {
+	if len(different) == 0 {
+		return nil
+	}
+	changes := make([]queue.Change, len(different))
+	for i, c := range different {
+		changes[i] = queue.Change{Key: c.Key, Origin: inbox.OriginList, Time: r.began}
+	}
+	tickets, err := r.queue.Enqueue(ctx, changes)
 	if err != nil {
 		return err
 	}
-	if err := c.probe(ctx); err != nil {
+	if err := errors.Join(r.probe(ctx), r.wake()); err != nil {
 		return err
 	}
-	if err := c.wake(); err != nil {
-		return err
-	}
-	return c.queue.Await(ctx, tickets, each)
+	return r.queue.Await(ctx, tickets, func(row queue.Row) {
+		if row.State == queue.StateOK {
+			r.summary.Pushed++
+			return
+		}
+		r.fail(syncEntry{Repository: row.Repository, Peer: row.Peer, State: string(row.State), Error: outcomeError(row)})
+	})
 }
 
-// settled counts one outcome and tells what is not equal.
-func (c *command) settled(summary *syncSummary, row queue.Row) {
-	if row.State == queue.StateOK {
-		summary.Equal++
-		return
+// fail notes and tells what is not equal.
+func (r *syncRun) fail(e syncEntry) {
+	e.Error = proc.OneLine(e.Error, 400)
+	r.mu.Lock()
+	r.summary.Failures = append(r.summary.Failures, e)
+	r.mu.Unlock()
+	what := e.Repository
+	switch {
+	case what == "" && e.Peer != "":
+		what = fmt.Sprintf("%s (%d copies)", e.Peer, e.Copies)
+	case e.Peer != "":
+		what += " to " + e.Peer
+	case what == "":
+		what = "repositories"
 	}
-	entry := syncEntry{Repository: row.Repository, Peer: row.Peer, State: string(row.State), Error: outcomeError(row)}
-	summary.Failures = append(summary.Failures, entry)
-	fmt.Fprintf(c.Stderr, "mirror-shell: %s to %s: %s: %s\n", entry.Repository, entry.Peer, entry.State, entry.Error)
+	fmt.Fprintf(r.Stderr, "mirror-shell: %s: %s: %s\n", what, e.State, e.Error)
 }
 
-func outcomeError(row queue.Row) string {
-	if row.State == queue.StateDown {
-		return row.PeerError
+// dryRun names what would be pushed.
+func (r *syncRun) dryRun(different []replica) error {
+	for _, c := range different {
+		r.summary.Failures = append(r.summary.Failures, syncEntry{Repository: c.Repository, Peer: c.Peer, State: "differs", Error: "not pushed: dry run"})
+		if !r.Sync.JSON {
+			fmt.Fprintf(r.Stdout, "%s differs on %s\n", c.Repository, c.Peer)
+		}
 	}
-	return row.Error
+	return r.finish()
 }
 
-func (c *command) summarize(s *syncSummary) error {
-	if c.Sync.JSON {
-		if err := json.NewEncoder(c.Stdout).Encode(s); err != nil {
+// finish prints the summary; the error is that not all is equal.
+func (r *syncRun) finish() error {
+	s := &r.summary
+	s.Seconds = time.Since(r.began).Seconds()
+	if r.Sync.JSON {
+		if err := json.NewEncoder(r.Stdout).Encode(s); err != nil {
 			return err
 		}
-	} else if !c.Sync.Quiet || len(s.Failures) > 0 {
-		fmt.Fprintf(c.Stdout, "%d copies compared, %d equal, %d not, in %.1f s\n", s.Compared, s.Equal, len(s.Failures), s.Seconds)
+	} else if !r.Sync.Quiet || len(s.Failures) > 0 {
+		fmt.Fprintf(r.Stdout, "%d copies compared: %d equal, %d pushed, %d failures, in %.1f s\n", s.Compared, s.Equal, s.Pushed, len(s.Failures), s.Seconds)
 	}
 	if len(s.Failures) > 0 {
 		return cli.Exit(1)
 	}
 	return nil
-}
-
-// await is for post-receive: once the worker has taken the hook's event into the
-// table, it waits for the outcome at the synchronous peers.
-func (c *command) await(ctx context.Context) error {
-	cmd := c.Await
-	ctx, cancel := context.WithTimeout(ctx, cmd.Timeout)
-	defer cancel()
-	open := map[string]bool{}
-	var keys []queue.Key
-	for _, peer := range cmd.Peers {
-		open[peer] = true
-		keys = append(keys, queue.Key{Repository: cmd.Repo, Peer: peer})
-	}
-	failed := false
-	err := c.outcomes(ctx, keys, func(row queue.Row) {
-		delete(open, row.Peer)
-		if row.State == queue.StateOK {
-			fmt.Fprintf(c.Stderr, "%s ==== (%s) ===> %s: equal\n", c.server.Hostname, row.Repository, row.Peer)
-			return
-		}
-		failed = true
-		fmt.Fprintf(c.Stderr, "%s ==//==> %s: %s is NOT there yet (%s): %s\n", c.server.Hostname, row.Peer, row.Repository, row.State, outcomeError(row))
-	})
-	if errors.Is(err, context.DeadlineExceeded) {
-		for _, peer := range slices.Sorted(maps.Keys(open)) {
-			fmt.Fprintf(c.Stderr, "%s ==//==> %s: %s is NOT there after %s; it goes on in the background\n", c.server.Hostname, peer, cmd.Repo, cmd.Timeout)
-		}
-		return cli.Exit(1)
-	}
-	if err == nil && failed {
-		return cli.Exit(1)
-	}
-	return err
-}
-
-// outcomes waits for the jobs of an event. A peer that is down is probed now.
-func (c *command) outcomes(ctx context.Context, keys []queue.Key, each func(queue.Row)) error {
-	box := inbox.New(c.server.StateDir)
-	for {
-		held, err := box.Holds(c.Await.Event)
-		if err != nil {
-			return err
-		}
-		if !held {
-			break
-		}
-		if err := sleep(ctx, 5*time.Millisecond); err != nil {
-			return err
-		}
-	}
-	tickets, err := c.queue.Tickets(ctx, keys)
-	if err != nil {
-		return err
-	}
-	if len(tickets) < len(keys) {
-		return fmt.Errorf("%s: the event %s is not in the jobs table: see mirror-shell status", c.Await.Repo, c.Await.Event)
-	}
-	if err := c.probe(ctx); err != nil {
-		return err
-	}
-	return c.queue.Await(ctx, tickets, each)
-}
-
-// probe has peers that are down tried now rather than after their backoff:
-// somebody waits.
-func (c *command) probe(ctx context.Context) error {
-	peers, err := c.queue.Peers(ctx)
-	if err != nil {
-		return err
-	}
-	for _, peer := range peers {
-		if !peer.DownSince.IsZero() {
-			err = errors.Join(err, c.queue.ProbeNow(ctx, peer.Name), c.wake())
-		}
-	}
-	return err
-}
-
-// status shows the table.
-func (c *command) status(ctx context.Context) error {
-	report, err := status.Collect(ctx, c.server, c.queue, c.Status.Repositories)
-	if err != nil {
-		return err
-	}
-	report.Warnings = append(report.Warnings, c.inboxWarnings()...)
-	failing := false
-	if c.Status.Failing {
-		failing = report.KeepFailing()
-	}
-	if c.Status.JSON {
-		err = report.JSON(c.Stdout)
-	} else if !c.Status.Failing || failing {
-		err = report.Table(c.Stdout, time.Now())
-	}
-	if err == nil && failing {
-		return cli.Exit(1)
-	}
-	return err
-}
-
-// inboxWarnings tells of events that have not reached the table.
-func (c *command) inboxWarnings() []string {
-	box := inbox.New(c.server.StateDir)
-	var warnings []string
-	if bad, err := box.Bad(); err != nil {
-		warnings = append(warnings, "inbox: "+err.Error())
-	} else if len(bad) > 0 {
-		warnings = append(warnings, fmt.Sprintf("%d events could not be read and were put aside in %s/bad: run mirror-shell sync, then delete them", len(bad), box.Dir()))
-	}
-	if waiting, err := box.List(); err == nil && len(waiting) > 0 {
-		if _, running, _ := queue.WorkerHolder(c.server.StateDir); !running {
-			warnings = append(warnings, fmt.Sprintf("%d pushes wait in the inbox and no worker runs: start mirror-shell serve, or run mirror-shell drain", len(waiting)))
-		}
-	}
-	return warnings
 }

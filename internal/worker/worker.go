@@ -45,6 +45,8 @@ func Run(ctx context.Context, p *cli.Program) error {
 		return c.pushNow(ctx)
 	case "doctor":
 		return c.doctor(ctx)
+	case "mirror-digest":
+		return c.mirrorDigest(ctx)
 	}
 	if c.queue, err = openQueue(ctx, server); err != nil {
 		return err
@@ -189,6 +191,16 @@ func (c *command) forget(ctx context.Context) error {
 // any more.
 func (c *command) newPeers() (*peer.Peers, func()) {
 	return &peer.Peers{Server: c.server, Transport: peer.OpenSSH{}}, func() {}
+}
+
+// fileLog logs to the file in the state directory, or nowhere when it cannot be
+// opened: the caller has more to do than to log.
+func (c *command) fileLog() *slog.Logger {
+	file, err := c.server.OpenLog()
+	if err != nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return logger(file)
 }
 
 // logger writes to w in the form of the log file.

@@ -1,0 +1,167 @@
+package queue
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// dialect is all that differs between the databases, beside how they are opened.
+type dialect struct {
+	name string // of a file system's, or of a server's, database
+	// shared: nodes with other state directories may use the same rows. Then the database's clock counts,
+	// and a worker has to look for itself whether others left it something to do.
+	shared bool
+
+	nameType string                   // a column for names, compared byte by byte
+	mark     func(n int) string       // stands for the n-th parameter in long statements
+	listed   func(lock string) string // FROM what and WHERE: the jobs j of server $1 in the lists $2 and $3, perhaps with more
+	among    string                   // WHERE for UPDATE: jobs of server $1 with a repository of $2 and a peer of $3
+	lists    func([]Key) (any, any)   // makes these lists
+	lock     string                   // ends a SELECT whose rows are written afterwards in the same transaction
+	skip     string                   // the same, but rows that somebody else is about to write are left out
+	clock    string                   // asks for the database's time in unix milliseconds; "": Options.Now
+	alone    string                   // lets in one transaction at a time that creates tables
+
+	passing func(error) bool  // the transaction failed because of another one: run it again
+	tidy    func(error) error // makes an error fit to be shown
+}
+
+// transactionTimeout bounds one transaction or one look: the connection to a database may hang for ever.
+const transactionTimeout = time.Minute
+
+// errConflict: a row changed between its load and its store; the transaction is to be run again.
+var errConflict = errors.New("row changed meanwhile")
+
+// querier is what *sql.DB and *sql.Tx share.
+type querier interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// tx is a transaction, or plain reading, as of one moment of the queue's clock.
+type tx struct {
+	querier
+	*texts
+	q   *Queue
+	now int64
+}
+
+// read runs do outside a transaction.
+func (q *Queue) read(ctx context.Context, do func(*tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	defer cancel()
+	err := q.schema.ready(ctx, q)
+	if err == nil {
+		err = q.begun(ctx, q.db, do)
+	}
+	return q.tidied(err)
+}
+
+// update runs do in a transaction, again when another transaction came in between.
+func (q *Queue) update(ctx context.Context, do func(*tx) error) error {
+	for try := 0; ; try++ {
+		err := q.updateOnce(ctx, do)
+		passing := errors.Is(err, errConflict) || q.passing(err)
+		if !passing || try == 20 || ctx.Err() != nil {
+			return q.tidied(err)
+		}
+		time.Sleep(rand.N(time.Duration(try+1) * 5 * time.Millisecond))
+	}
+}
+
+func (q *Queue) updateOnce(ctx context.Context, do func(*tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	defer cancel()
+	if err := q.schema.ready(ctx, q); err != nil {
+		return err
+	}
+	t, err := q.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer t.Rollback()
+	if err := q.begun(ctx, t, do); err != nil {
+		return err
+	}
+	return t.Commit()
+}
+
+// begun looks at the clock, then runs do.
+func (q *Queue) begun(ctx context.Context, db querier, do func(*tx) error) error {
+	t := &tx{querier: db, texts: q.texts, q: q, now: q.clock().UnixMilli()}
+	if !q.askClock {
+		return do(t)
+	}
+	if err := db.QueryRowContext(ctx, q.dialect.clock).Scan(&t.now); err != nil {
+		return err
+	}
+	return do(t)
+}
+
+// tidied is for errors of the database only where these can be told apart: others pass as they are.
+func (q *Queue) tidied(err error) error {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return q.dialect.tidy(err)
+}
+
+// schema remembers that the tables have been seen to be there.
+type schema struct {
+	mu   sync.Mutex
+	seen bool
+}
+
+// ready creates or migrates the tables at first use.
+func (s *schema) ready(ctx context.Context, q *Queue) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seen {
+		return nil
+	}
+	if err := migrate(ctx, q.db, q.dialect); err != nil {
+		return err
+	}
+	s.seen = true
+	return nil
+}
+
+// scanner is what *sql.Row and *sql.Rows share.
+type scanner interface{ Scan(...any) error }
+
+func (tx *tx) each(ctx context.Context, scan func(scanner) error, query string, args ...any) error {
+	rows, err := tx.QueryContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// exactly turns a count of changed rows other than want into errConflict.
+func exactly(want int, res sql.Result, err error) error {
+	n, err := affected(res, err)
+	if err == nil && n != want {
+		return fmt.Errorf("%w: %d rows of %d", errConflict, n, want)
+	}
+	return err
+}
+
+func affected(res sql.Result, err error) (int, error) {
+	if err != nil {
+		return 0, err
+	}
+	n, err := res.RowsAffected()
+	return int(n), err
+}

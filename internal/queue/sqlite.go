@@ -1,0 +1,117 @@
+package queue
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"modernc.org/sqlite" // the driver "sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// sqliteDialect needs no row locks: a transaction begins by taking the lock of the whole database.
+var sqliteDialect = &dialect{
+	name:     "SQLite",
+	nameType: "TEXT",
+	mark:     func(int) string { return "?" }, // it finds a $N by reading all names before it
+	listed:   func(string) string { return "jobs j WHERE j.server = $1 AND " + sqliteAmong },
+	among:    sqliteAmong,
+	lists: func(keys []Key) (any, any) {
+		return jsonList(keys, func(k Key) string { return k.Repository }), jsonList(keys, func(k Key) string { return k.Peer })
+	},
+	passing: func(error) bool { return false },
+	tidy:    func(err error) error { return err },
+}
+
+const sqliteAmong = "repository IN (SELECT value FROM json_each($2)) AND peer IN (SELECT value FROM json_each($3))"
+
+// jsonList lists the different names.
+func jsonList(keys []Key, of func(Key) string) string {
+	names := make([]string, len(keys))
+	for i, k := range keys {
+		names[i] = of(k)
+	}
+	slices.Sort(names)
+	data, err := json.Marshal(slices.Compact(names))
+	if err != nil {
+		panic(err) // of strings there is none
+	}
+	return string(data)
+}
+
+func databasePath(stateDir string) string { return filepath.Join(stateDir, "queue.db") }
+
+// busyTimeout is how long SQLite waits for another process's transaction.
+const busyTimeout = 10 * time.Second
+
+// openSQLite opens, creates or migrates the database file. Several processes may do so at once:
+// the switch to WAL can report "busy" without having waited, so that is tried again.
+func openSQLite(ctx context.Context, path string) (*sql.DB, error) {
+	if err := createPrivate(path); err != nil {
+		return nil, err
+	}
+	db, err := sql.Open("sqlite", dataSource(path))
+	if err != nil {
+		return nil, err
+	}
+	// One connection: SQLite has one writer at a time anyway, and database/sql queues fairly where SQLite polls.
+	db.SetMaxOpenConns(1)
+	for deadline := time.Now().Add(busyTimeout); ; {
+		err = migrate(ctx, db, sqliteDialect)
+		if err == nil {
+			return db, nil
+		}
+		if !isBusy(err) || ctx.Err() != nil || time.Now().After(deadline) {
+			db.Close()
+			return nil, err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// createPrivate makes the file 0600 before SQLite would create it 0644; SQLite gives its
+// companions (-wal, -shm) the same mode. An existing file is never opened here: closing it again
+// would drop this process's POSIX locks on it.
+func createPrivate(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err == nil {
+		return f.Close()
+	}
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err == nil && info.Mode().Perm()&0o077 != 0 {
+		err = os.Chmod(path, 0o600)
+	}
+	return err
+}
+
+// dataSource puts busy_timeout first: the pragmas behind it may already have to wait.
+func dataSource(path string) string {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		abs = path
+	}
+	u := url.URL{Scheme: "file", Path: abs, RawQuery: "_pragma=busy_timeout(" +
+		strconv.FormatInt(busyTimeout.Milliseconds(), 10) +
+		")&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_txlock=immediate"}
+	return u.String()
+}
+
+func isBusy(err error) bool {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	primary := e.Code() & 0xff
+	return primary == sqlite3.SQLITE_BUSY || primary == sqlite3.SQLITE_LOCKED
+}

@@ -1,0 +1,146 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Verification says that a comparison found a peer's copy equal, at the digest of our refs.
+type Verification struct {
+	Key
+	Digest string
+}
+
+// successFor is how long a recorded success stays as it is while comparisons confirm it: an hourly
+// comparison of thirty thousand copies right after another writes nothing.
+const successFor = 10 * time.Minute
+
+// Verified records copies that a comparison found equal to refs of ours that had not changed from since until they were compared. A
+// job that lacked something recorded before since, and does not run, is satisfied as by a successful
+// run, whatever kept it from running, and n counts these; a copy that was not known gets a row; the
+// digest of one that was equal is brought up to date, and the time of its success when that is older than ten minutes.
+// A job with a change recorded since then (in the same millisecond counts) is left alone. Each peer
+// named has answered, so none of them is down any more.
+//
+// It works in many transactions: after an error part of the copies is recorded, which is no harm.
+func (q *Queue) Verified(ctx context.Context, copies []Verification, since time.Time) (n int, err error) {
+	digests := map[string]map[Key]string{} // by peer
+	for _, c := range copies {
+		if err := c.Key.check(); err != nil {
+			return 0, fmt.Errorf("record equal copies: %w", err)
+		}
+		if digests[c.Peer] == nil {
+			digests[c.Peer] = map[Key]string{}
+		}
+		digests[c.Peer][c.Key] = oneLine(c.Digest)
+	}
+	for peer, of := range digests {
+		if err := q.answered(ctx, peer); err != nil {
+			return n, fmt.Errorf("record that %s answers: %w", peer, err)
+		}
+		for part := range slices.Chunk(slices.SortedFunc(maps.Keys(of), compareKeys), chunk) {
+			satisfied, err := q.verify(ctx, part, of, since)
+			n += satisfied
+			if err != nil {
+				return n, fmt.Errorf("record equal copies: %w", err)
+			}
+		}
+	}
+	return n, nil
+}
+
+// verification is what is to be written for some copies at one peer.
+type verification struct {
+	changed   []job // rows to be stored
+	confirmed []Key // rows that only get a new time of success
+	satisfied int
+}
+
+// verify records one chunk of copies at one peer. Where nodes share the rows it looks first, and locks only what
+// there is to write.
+func (q *Queue) verify(ctx context.Context, keys []Key, digests map[Key]string, since time.Time) (n int, err error) {
+	var v verification
+	if q.shared {
+		err := q.read(ctx, func(tx *tx) (err error) {
+			v, err = tx.verification(ctx, keys, digests, since, false)
+			return err
+		})
+		if err != nil {
+			return 0, err
+		}
+		keys = v.confirmed
+		for _, j := range v.changed {
+			keys = append(keys, j.Key)
+		}
+		if len(keys) == 0 {
+			return 0, nil
+		}
+	}
+	err = q.update(ctx, func(tx *tx) error {
+		if v, err = tx.verification(ctx, keys, digests, since, true); err != nil {
+			return err
+		}
+		if err := tx.storeJobs(ctx, v.changed...); err != nil {
+			return err
+		}
+		return tx.confirm(ctx, v.confirmed)
+	})
+	if err != nil {
+		return 0, err
+	}
+	return v.satisfied, nil
+}
+
+func (tx *tx) verification(ctx context.Context, keys []Key, digests map[Key]string, since time.Time, forStore bool) (v verification, err error) {
+	jobs, err := tx.loadJobs(ctx, keys, forStore)
+	if err != nil {
+		return v, err
+	}
+	before := tx.when(since)
+	for _, k := range keys {
+		j := job{Key: k}
+		if loaded := jobs[k]; loaded != nil {
+			j = *loaded
+		}
+		after := j.verified(digests[k], before, tx.now)
+		if after == j {
+			continue
+		}
+		if j.pending() {
+			v.satisfied++
+		}
+		if j.lastSuccess = after.lastSuccess; after == j {
+			v.confirmed = append(v.confirmed, k)
+		} else {
+			v.changed = append(v.changed, after)
+		}
+	}
+	return v, nil
+}
+
+// when is a moment of this machine's clock on the clock of the rows, or a little earlier: the
+// clocks may differ, and this one may have been set since.
+func (tx *tx) when(t time.Time) int64 {
+	age := tx.q.clock().Sub(t) // read after the other clock, so never too short
+	return tx.now - int64((max(age, 0)+time.Millisecond-1)/time.Millisecond)
+}
+
+// answered notes that a peer is not down.
+func (q *Queue) answered(ctx context.Context, name string) error {
+	known := false
+	err := q.read(ctx, func(tx *tx) error {
+		peers, err := tx.peersByName(ctx)
+		p, ok := peers[name]
+		known = ok && !p.down()
+		return err
+	})
+	if err != nil || known {
+		return err
+	}
+	return q.changePeer(ctx, "clear", name, func(p *peerRow) {
+		*p = p.settledWith(result{state: StateOK}, false, 0, nil, 0)
+	})
+}

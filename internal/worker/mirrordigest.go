@@ -1,0 +1,56 @@
+package worker
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+
+	"mirror-shell/internal/digest"
+	"mirror-shell/mirrorcfg"
+	"mirror-shell/peer"
+)
+
+// mirrorDigest tells a peer how every repository stands of which it is the
+// master. A repository whose configuration cannot be read is left out and logged:
+// whose it is, and so who may hear of it, cannot be told.
+func (c *command) mirrorDigest(ctx context.Context) error {
+	asking := c.MirrorDigest.Name
+	if err := mirrorcfg.CheckHost(asking); err != nil {
+		return err
+	}
+	names, err := c.server.Repositories()
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.server.Hostname, err) // no END: the peer must not take what is missing for gone
+	}
+	log := c.fileLog()
+	cache := digest.OpenCache(c.server.StateDir)
+	out := bufio.NewWriter(c.Stdout)
+	count := 0
+	err = cache.LoadAll(ctx, c.server, names, func(name string, s digest.State, err error) error {
+		if s.Config == nil {
+			log.Error("left out of digests", "repository", name, "error", err)
+			return nil
+		}
+		if s.Config.Master != asking || s.Config.Role(c.server.Hostname) != mirrorcfg.Slave {
+			return nil
+		}
+		count++
+		standing := peer.Standing{Digest: s.Digest, Head: s.Head}
+		if err != nil {
+			log.Error("refs cannot be read", "repository", name, "error", err)
+			standing = peer.Standing{Reason: err.Error()}
+		}
+		return peer.WriteStanding(out, name, standing)
+	})
+	if err != nil {
+		return err
+	}
+	if err := peer.WriteEnd(out, count); err != nil {
+		return err
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	cache.Gone(names)
+	return cache.Save()
+}
