@@ -23,6 +23,7 @@ import (
 
 	"github.com/gofrs/flock"
 
+	"mirror-shell/internal/digest"
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/refset"
 	"mirror-shell/mirrorcfg"
@@ -94,6 +95,44 @@ func (p *Peers) Compare(ctx context.Context, name string) (map[string]Standing, 
 		return c.Compare(ctx)
 	}
 	return nil, fmt.Errorf("%s: %w", name, ErrForeign)
+}
+
+// Knows reports whether anything is remembered of the copy.
+func (p *Peers) Knows(repository, name string) bool {
+	_, err := os.Stat(refset.Path(p.Server.StateDir, repository, name))
+	return err == nil
+}
+
+// Confirm remembers that the copy is equal, after a comparison by digest found it
+// so: without that, a branch that is rewritten here later would look on the peer
+// like somebody else's. When ours have changed since, nothing is done.
+func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt string) error {
+	unlock, err := lock(ctx, p.Server.StateDir, Job{Repository: repository, Peer: name})
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	cfg, repo, err := p.Server.OpenRepo(ctx, repository)
+	if err != nil {
+		return err
+	}
+	refs, err := repo.Refs(ctx)
+	if err != nil {
+		return err
+	}
+	refs = cfg.MirroredRefs(refs)
+	if digest.Of(refs) != equalAt {
+		return nil // a push came in between, and will be confirmed itself
+	}
+	log, err := refset.Open(refset.Path(p.Server.StateDir, repository, name))
+	if err != nil {
+		return err
+	}
+	entries := make([]refset.Entry, 0, len(refs))
+	for ref, oid := range refs {
+		entries = append(entries, refset.Entry{Ref: ref, OID: oid})
+	}
+	return errors.Join(log.Confirm(entries), log.Close())
 }
 
 // SetKnownHead corrects what we remember of a peer's HEAD ("" for none), after

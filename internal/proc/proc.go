@@ -73,7 +73,10 @@ func ExitCode(err error) int {
 	if err == nil {
 		return 0
 	}
-	var exit *exec.ExitError
+	var exit interface { // *exec.ExitError, or how a command ended elsewhere
+		error
+		ExitCode() int
+	}
 	if errors.As(err, &exit) {
 		return exit.ExitCode()
 	}

@@ -47,6 +47,11 @@ func open(t testing.TB, dir string, change func(*Options)) *Queue {
 	if change != nil {
 		change(&o)
 	}
+	return openWith(t, o)
+}
+
+func openWith(t testing.TB, o Options) *Queue {
+	t.Helper()
 	q, err := Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)

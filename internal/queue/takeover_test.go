@@ -181,7 +181,7 @@ func TestTakeOverWithWrongNames(t *testing.T) {
 	renamed := make(chan struct{})
 	go func() {
 		defer close(renamed)
-		time.Sleep(150 * time.Millisecond) // the drain writes its own
+		time.Sleep(300 * time.Millisecond) // the drain writes its own
 		_ = os.WriteFile(lockPath(b.dir), []byte("2 drain\n"), 0o600)
 		time.Sleep(400 * time.Millisecond)
 		_ = lock.Unlock()

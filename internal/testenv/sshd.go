@@ -171,15 +171,44 @@ func (s *Server) tryStartSSH(t testing.TB) bool {
 	return listens && s.sshd.running()
 }
 
-// StopSSH ends the server's sshd, if it runs: new connections are refused, those
-// that are open go on.
+// StopSSH ends the server's sshd, if it runs, and its connections with it, as
+// when a machine goes down.
 func (s *Server) StopSSH(t testing.TB) {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.sshd != nil && s.sshd.running() {
+		connections := descendants(s.sshd.cmd.Process.Pid)
 		s.sshd.end(syscall.SIGTERM)
+		for _, pid := range connections {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
 	}
+}
+
+// descendants are the processes that came from pid and have not lost their
+// parents since.
+func descendants(pid int) []int {
+	children := map[int][]int{}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, stat := range stats {
+		data, err := os.ReadFile(stat)
+		if err != nil {
+			continue // it has ended
+		}
+		var parent int
+		_, rest, _ := strings.Cut(string(data[bytes.LastIndexByte(data, ')')+1:]), " ")
+		if fields := strings.Fields(rest); len(fields) > 1 {
+			parent, _ = strconv.Atoi(fields[1])
+		}
+		child, _ := strconv.Atoi(filepath.Base(filepath.Dir(stat)))
+		children[parent] = append(children[parent], child)
+	}
+	found := children[pid]
+	for i := 0; i < len(found); i++ {
+		found = append(found, children[found[i]]...)
+	}
+	return found
 }
 
 // writeSSHConfig gives the server's unix user the other servers' aliases.

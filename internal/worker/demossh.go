@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/knownhosts"
 
 	"mirror-shell/internal/cli"
 )
@@ -32,7 +35,43 @@ func (h demoHosts) write(home string) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(home, demoHostsFile), 0o600, string(data))
+	known := ""
+	for _, at := range h {
+		key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(at.HostKey))
+		if err != nil {
+			return err
+		}
+		known += knownhosts.Line([]string{knownhosts.Normalize(at.Address)}, key) + "\n"
+	}
+	return errors.Join(
+		writeFile(filepath.Join(home, demoHostsFile), 0o600, string(data)),
+		writeFile(filepath.Join(home, ".ssh/known_hosts"), 0o600, known))
+}
+
+// settings prints what `ssh -G` would, as far as the worker needs it.
+func (h demoHosts) settings(w io.Writer, home, host string) error {
+	at, ok := h[host]
+	if !ok {
+		return fmt.Errorf("could not resolve hostname %s", host)
+	}
+	address, port, err := net.SplitHostPort(at.Address)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "host %s\nuser git\nhostname %s\nport %s\nidentitiesonly yes\nidentityfile %s\nuserknownhostsfile %s\nstricthostkeychecking true\n",
+		host, address, port, filepath.Join(home, ".ssh/id_ed25519"), filepath.Join(home, ".ssh/known_hosts"))
+	return err
+}
+
+func readDemoHosts() (hosts demoHosts, home string, err error) {
+	if home, err = os.UserHomeDir(); err != nil {
+		return nil, "", err
+	}
+	data, err := os.ReadFile(filepath.Join(home, demoHostsFile))
+	if err != nil {
+		return nil, "", err
+	}
+	return hosts, home, json.Unmarshal(data, &hosts)
 }
 
 // demoSSH is "ssh HOST COMMAND" for the demo: it takes the options that git and
@@ -41,6 +80,13 @@ func demoSSH(ctx context.Context, p *cli.Program) error {
 	host, command, err := sshArguments(p.SSH.Args)
 	if err != nil {
 		return err
+	}
+	if slices.Contains(p.SSH.Args[:slices.Index(p.SSH.Args, host)], "-G") {
+		hosts, home, err := readDemoHosts()
+		if err != nil {
+			return err
+		}
+		return hosts.settings(p.Stdout, home, host)
 	}
 	client, err := dialDemo(ctx, host)
 	if err != nil {
@@ -92,16 +138,8 @@ func sshArguments(args []string) (host, command string, err error) {
 }
 
 func dialDemo(ctx context.Context, host string) (*ssh.Client, error) {
-	home, err := os.UserHomeDir()
+	hosts, home, err := readDemoHosts()
 	if err != nil {
-		return nil, err
-	}
-	data, err := os.ReadFile(filepath.Join(home, demoHostsFile))
-	if err != nil {
-		return nil, err
-	}
-	var hosts demoHosts
-	if err := json.Unmarshal(data, &hosts); err != nil {
 		return nil, err
 	}
 	at, ok := hosts[host]

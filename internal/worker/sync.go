@@ -49,6 +49,7 @@ type syncRun struct {
 	*command
 	peers   *peer.Peers
 	words   []string // list keys
+	rows    map[queue.Key]queue.Row
 	began   time.Time
 	mu      sync.Mutex
 	summary syncSummary
@@ -72,6 +73,14 @@ func (c *command) sync(ctx context.Context) error {
 	var stop func()
 	run.peers, stop = c.newPeers()
 	defer stop()
+	rows, err := c.queue.Rows(ctx, queue.Filter{})
+	if err != nil {
+		return err
+	}
+	run.rows = make(map[queue.Key]queue.Row, len(rows))
+	for _, row := range rows {
+		run.rows[row.Key] = row
+	}
 	different := run.compare(ctx, byPeer)
 	if err := ctx.Err(); err != nil {
 		return err
@@ -178,6 +187,11 @@ func (r *syncRun) comparePeer(ctx context.Context, name string, copies []replica
 			}
 			different = append(different, c)
 		default:
+			if row := r.rows[c.Key]; row.State != queue.StateOK || row.Digest != s.Digest || !r.peers.Knows(c.Repository, name) {
+				if err := r.peers.Confirm(ctx, c.Repository, name, s.Digest); err != nil {
+					return nil, err
+				}
+			}
 			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest})
 		}
 	}

@@ -187,11 +187,17 @@ func (c *command) forget(ctx context.Context) error {
 	return nil
 }
 
-// newPeers returns the peers, and what has to be called when they are not needed
-// any more.
+// newPeers returns the peers, over connections that are kept, and what has to be
+// called when they are not needed any more.
 func (c *command) newPeers() (*peer.Peers, func()) {
-	return &peer.Peers{Server: c.server, Transport: peer.OpenSSH{}}, func() {}
+	connections := peer.NewConnections(peer.Options{
+		ChannelsPerHost: min(c.server.Worker.JobsPerPeer, maxChannels), ControlDir: c.server.StateDir,
+	})
+	return &peer.Peers{Server: c.server, Transport: connections}, connections.Close
 }
+
+// maxChannels leaves room below stock sshd's MaxSessions, which is 10.
+const maxChannels = 8
 
 // fileLog logs to the file in the state directory, or nowhere when it cannot be
 // opened: the caller has more to do than to log.
