@@ -36,6 +36,7 @@ staticcheck:
 
 bench:
 	go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
+	MIRROR_SHELL_BENCH=1 go test -v -count=1 -timeout 60m -run '^TestBench$$' ./internal/bench
 
 # Each fuzz target for FUZZTIME: make fuzz FUZZTIME=5m PKG=./shell
 fuzz:

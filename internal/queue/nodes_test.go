@@ -380,7 +380,7 @@ func testNoPasswordIsShown(t *testing.T) {
 		"wrong password":   {s.tcpURL(secret), false},
 		"no server":        {fmt.Sprintf("postgres://mirror:%s@127.0.0.1:%d/mirror", url.PathEscape(secret), closed), true},
 		"no server, query": {fmt.Sprintf("postgresql://127.0.0.1:%d/mirror?user=mirror&password=%s", closed, escaped), true},
-		"no database":      {strings.Replace(s.tcpURL(serverPassword), "/postgres", "/nowhere", 1) + "?application_name=x", false},
+		"no database":      {strings.TrimSuffix(s.tcpURL(serverPassword), "postgres") + "nowhere?application_name=x", false},
 		"not a url":        {"postgres://mirror:" + secret + "@host:port/mirror", false},
 		"bad option":       {fmt.Sprintf("postgres://mirror:%s@127.0.0.1/mirror?sslmode=maybe", url.PathEscape(secret)), false},
 		"other kind":       {"mysql://mirror:" + url.PathEscape(secret) + "@host/mirror", false},

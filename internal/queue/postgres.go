@@ -168,7 +168,7 @@ func shown(err error, password string) error {
 		e.text = fmt.Sprintf("%v: %s", ErrUnavailable, e.text)
 	}
 	var answer *pgconn.PgError
-	if errors.As(err, &answer) && answer.Code == "42501" {
+	if errors.As(err, &answer) && (answer.Code == "42501" || answer.Code == "3F000") { // no rights, no schema
 		e.text += ": the queue needs a database or a schema of its own, whose owner it is"
 	}
 	return e
