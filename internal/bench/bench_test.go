@@ -45,7 +45,11 @@ func TestBench(t *testing.T) {
 	a.alice.Git(t, a.alice.Dir, "init", "-q", a.work)
 
 	cases := []bench.Case{a.startUp(rounds * 2), a.hooks(rounds), a.slavesEqual(rounds)}
-	cases = append(cases, a.unchanged(rounds, 1000), a.unchanged(3, 10000))
+	cases = append(cases, a.burst(max(1, rounds/5))...)
+	cases = append(cases, a.unchanged(rounds, 1000))
+	if !testing.Short() { // making twenty thousand repositories takes minutes
+		cases = append(cases, a.unchanged(3, 10000))
+	}
 	if err := bench.Print(os.Stdout, cases); err != nil {
 		t.Fatal(err)
 	}
@@ -247,15 +251,7 @@ func (a *arena) slavesEqual(rounds int) bench.Case {
 	arrive := func(repo string) time.Duration {
 		oid := a.commit()
 		a.push("frodo:" + repo)
-		began := time.Now()
-		for _, s := range []*testenv.Server{a.sam, a.gollum} {
-			for deadline := began.Add(testenv.Timeout); !holds(s, repo, oid); time.Sleep(time.Millisecond) {
-				if time.Now().After(deadline) {
-					t.Fatalf("%s does not get %s", s.Name, repo)
-				}
-			}
-		}
-		took := time.Since(began)
+		took := a.arrived(repo, oid)
 		if repo == "ip1" {
 			a.settle()
 		}
@@ -265,11 +261,55 @@ func (a *arena) slavesEqual(rounds int) bench.Case {
 		bench.Contestant{Name: "serve", Run: func() time.Duration {
 			a.frodo.Serve(t)
 			defer a.frodo.StopServe(t)
+			arrive("ip1") // a daemon has been running for a while, and has its connections
 			return arrive("ip1")
 		}},
 		bench.Contestant{Name: "no daemon", Run: func() time.Duration { return arrive("ip1") }},
 		bench.Contestant{Name: "git push --mirror in a hook", Run: func() time.Duration { return arrive("rival") }},
 	)
+}
+
+// burst is what mirroring costs somebody who pushes a hundred times in a row,
+// and how long after the last push both slaves are equal.
+func (a *arena) burst(rounds int) []bench.Case {
+	t := a.t
+	const pushes = 100
+	a.CreateRepo(t, "burst", map[string]string{"master": "frodo", "slaves": "sam gollum"})
+	a.CreateRepo(t, "calm", nil, "frodo")
+	a.frodo.Serve(t)
+	defer a.frodo.StopServe(t)
+	settled := bench.Sample{Name: "equal after the last push"}
+	many := func(repo string, after func(oid string)) func() time.Duration {
+		return func() time.Duration {
+			var took time.Duration
+			oid := ""
+			for range pushes {
+				oid = a.commit()
+				took += a.push("frodo:" + repo)
+			}
+			after(oid)
+			return took / pushes
+		}
+	}
+	c := bench.Measure(fmt.Sprintf("%d pushes in a row, per push", pushes), rounds,
+		bench.Contestant{Name: "mirrored to two slaves", Run: many("burst", func(oid string) {
+			settled.Times = append(settled.Times, a.arrived("burst", oid))
+		})},
+		bench.Contestant{Name: "not mirrored", Run: many("calm", func(string) {})})
+	return []bench.Case{c, {Name: "after that burst", Samples: []bench.Sample{settled}}}
+}
+
+// arrived waits until both slaves have oid, and returns how long that took.
+func (a *arena) arrived(repo, oid string) time.Duration {
+	began := time.Now()
+	for _, s := range []*testenv.Server{a.sam, a.gollum} {
+		for deadline := began.Add(testenv.Timeout); !holds(s, repo, oid); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				a.t.Fatalf("%s does not get %s", s.Name, repo)
+			}
+		}
+	}
+	return time.Since(began)
 }
 
 // settle waits until frodo's worker has nothing left to do and, if it is a
