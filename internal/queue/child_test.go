@@ -119,6 +119,8 @@ func (c child) run(ctx context.Context, job Job) (Result, error) {
 		}
 	case "fail":
 		return Result{}, errors.New("rejected")
+	case "at once":
+		return Result{Digest: someDigest}, nil
 	}
 	return Result{}, sleep(ctx, 10*time.Millisecond)
 }
@@ -169,7 +171,7 @@ func exclusively(ctx context.Context, dir string, job Job) (Result, error) {
 }
 
 // start starts a child; it is killed when the test ends.
-func (c child) start(t *testing.T) *exec.Cmd {
+func (c child) start(t testing.TB) *exec.Cmd {
 	t.Helper()
 	config, err := json.Marshal(c)
 	if err != nil {
@@ -234,7 +236,7 @@ func testKilledWorkers(t *testing.T) {
 	pushes := map[Key]int64{}
 	nextKill := time.Now().Add(700 * time.Millisecond)
 	kills := 0
-	for end := time.Now().Add(3000 * time.Millisecond); time.Now().Before(end); time.Sleep(rand.N(25 * time.Millisecond)) {
+	for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); time.Sleep(rand.N(25 * time.Millisecond)) {
 		repository, at := fmt.Sprint("r", rand.IntN(8)), rand.IntN(2)
 		if _, err := boxes[at].Put(inbox.Event{Repository: repository, Peers: []string{"sam", "gollum"}, Origin: inbox.OriginList}); err != nil {
 			t.Fatal(err)

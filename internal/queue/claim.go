@@ -163,7 +163,7 @@ func (tx *tx) due(ctx context.Context, lim limits) (bool, error) {
 
 // claim takes the lease of the job that is due longest, or returns nil when none is due.
 func (q *Queue) claim(ctx context.Context, lim limits) (c *claim, err error) {
-	if q.shared { // most looks find nothing: these lock no rows
+	if q.shared && !q.found.Load() { // most looks of an idle worker find nothing: these lock no rows
 		worthwhile := true
 		err := q.read(ctx, func(tx *tx) (err error) {
 			worthwhile, err = tx.due(ctx, lim)
@@ -195,6 +195,9 @@ func (q *Queue) claim(ctx context.Context, lim limits) (c *claim, err error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("claim a job: %w", err)
+	}
+	if !lim.probesOnly {
+		q.found.Store(c != nil)
 	}
 	return c, nil
 }

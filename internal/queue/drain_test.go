@@ -129,7 +129,7 @@ func testDrainExitRace(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	deadline := time.Now().Add(4 * time.Second)
+	deadline := time.Now().Add(2 * time.Second)
 	pushes := 0
 	for ; pushes < 300 && time.Now().Before(deadline); pushes++ {
 		hook(fmt.Sprint("r", pushes))

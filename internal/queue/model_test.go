@@ -496,13 +496,13 @@ func (m *machine) finish(t *rapid.T) {
 // underRace is set where the race detector is on.
 var underRace bool
 
-func TestStateMachine(t *testing.T) { onBoth(t, testStateMachine) }
+func TestStateMachine(t *testing.T) { onBothInTurn(t, testStateMachine) }
 
 func testStateMachine(t *testing.T) {
 	// Few long rounds rather than many short ones: what goes wrong needs a history. Flags given by hand count.
 	checks := fmt.Sprint(fewer(t, 60, 6))
 	if underRace { // ten times slower, and there is nothing to race with here
-		checks = fmt.Sprint(fewer(t, 6, 3))
+		checks = fmt.Sprint(fewer(t, 3, 2))
 	}
 	for name, value := range map[string]string{"rapid.checks": checks, "rapid.steps": "120"} {
 		if f := flag.Lookup(name); f.Value.String() == f.DefValue {

@@ -103,7 +103,7 @@ func testKilledNode(t *testing.T) {
 	b := newNode(t, q, succeed)
 	b.Poll = time.Minute // it wakes up by itself when the leases end
 	b.serve()
-	time.Sleep(2 * childLease)
+	time.Sleep(childLease * 3 / 2)
 	for _, k := range keys {
 		checkState(t, q, k, StateRunning)
 	}
@@ -442,7 +442,7 @@ func testMissingRights(t *testing.T) {
 }
 
 // Tables of the first version are brought up to date, by several processes at once.
-func TestMigration(t *testing.T) { onBoth(t, testMigration) }
+func TestMigration(t *testing.T) { onBothInTurn(t, testMigration) }
 
 func testMigration(t *testing.T) {
 	dir := t.TempDir()
@@ -503,7 +503,7 @@ func TestPlans(t *testing.T) { onBoth(t, testPlans) }
 func testPlans(t *testing.T) {
 	q, _ := openFake(t)
 	var changes []Change
-	for i := range 3000 {
+	for i := range fewer(t, 300, 3000) {
 		changes = append(changes, Change{Key: Key{fmt.Sprint("r", i), fmt.Sprint("peer", i%3)}, Origin: inbox.OriginList})
 	}
 	if _, err := q.Enqueue(t.Context(), changes); err != nil {

@@ -21,8 +21,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onBoth runs a test over SQLite and over PostgreSQL: open asks the test's name which it is.
+// onBoth runs a test over SQLite and over PostgreSQL, side by side: most of a test's time is waiting. open
+// asks the test's name which it is.
 func onBoth(t *testing.T, test func(*testing.T)) {
+	for _, name := range []string{"sqlite", "postgres"} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); test(t) })
+	}
+}
+
+// onBothInTurn is for tests that change what is not their own.
+func onBothInTurn(t *testing.T, test func(*testing.T)) {
 	t.Run("sqlite", test)
 	t.Run("postgres", test)
 }

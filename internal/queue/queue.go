@@ -59,6 +59,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -117,6 +118,7 @@ type Queue struct {
 	askClock bool             // the database's counts in its rows
 	random   func() float64   // of [0,1): jitter
 	mends    mendGuard
+	found    atomic.Bool // the latest claim found something
 }
 
 // Key names a job of this server.

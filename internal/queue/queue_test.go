@@ -2,6 +2,7 @@ package queue
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -19,6 +20,10 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
 		os.Exit(childMain())
+	}
+	flag.Parse()
+	if flag.Lookup("test.bench").Value.String() == "" {
+		chunk = 70 // a few chunks take no time, even under the race detector
 	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		stopShared()

@@ -1,7 +1,11 @@
 package queue
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -139,4 +143,112 @@ func benchmarkScale(b *testing.B) {
 			verify(b, q, clock, someDigest, 0)
 		}
 	})
+}
+
+// BenchmarkIdleWorker tells what memory a worker takes: "idle" beside a table whose copies are all equal, "after a
+// storm" once it has taken a push to each repository from the inbox and run all jobs.
+func BenchmarkIdleWorker(b *testing.B) {
+	b.Run("sqlite", benchmarkIdleWorker)
+	b.Run("postgres", benchmarkIdleWorker)
+}
+
+func benchmarkIdleWorker(b *testing.B) {
+	for b.Loop() {
+		dir := b.TempDir()
+		q := open(b, dir, nil)
+		keys := manyKeys()
+		if _, err := q.Verified(b.Context(), verifications(keys, someDigest), time.Now()); err != nil {
+			b.Fatal(err)
+		}
+		cmd := child{Kind: KindServe, Dir: dir, URL: databaseURL(b, dir), Run: "at once"}.start(b)
+		time.Sleep(5 * time.Second)
+		b.ReportMetric(residentMiB(b, cmd.Process.Pid), "MiB-idle")
+		box := inbox.New(dir)
+		for i := 0; i < len(keys); i += manyPeers {
+			event := inbox.Event{Repository: keys[i].Repository, Origin: inbox.OriginList}
+			for p := range manyPeers {
+				event.Peers = append(event.Peers, fmt.Sprint("peer", p))
+			}
+			if _, err := box.Put(event); err != nil {
+				b.Fatal(err)
+			}
+		}
+		_ = inbox.Wake(dir)
+		began, peak := time.Now(), 0.0
+		for {
+			time.Sleep(500 * time.Millisecond)
+			peak = max(peak, residentMiB(b, cmd.Process.Pid))
+			pending, changes, err := q.pending(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			if pending == 0 && changes >= int64(len(keys)) {
+				break
+			}
+		}
+		b.ReportMetric(time.Since(began).Seconds(), "s-storm")
+		b.ReportMetric(peak, "MiB-peak")
+		b.ReportMetric(residentMiB(b, cmd.Process.Pid), "MiB-after")
+		kill(cmd)
+	}
+}
+
+func residentMiB(b *testing.B, pid int) float64 {
+	b.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmRSS:")
+	var kib float64
+	if _, err := fmt.Sscan(rest, &kib); err != nil {
+		b.Fatal(err)
+	}
+	return kib / 1024
+}
+
+// BenchmarkNodes is a batch of pushes to three slow peers, by one node and by two.
+func BenchmarkNodes(b *testing.B) { b.Run("postgres", benchmarkNodes) }
+
+func benchmarkNodes(b *testing.B) {
+	const jobs = 480
+	slow := func(ctx context.Context, _ Job) (Result, error) { return Result{}, sleep(ctx, 100*time.Millisecond) }
+	for _, nodes := range []int{1, 2} {
+		b.Run(fmt.Sprint(nodes), func(b *testing.B) {
+			for b.Loop() {
+				first := open(b, b.TempDir(), nil)
+				ctx, cancel := context.WithCancel(b.Context())
+				var wg sync.WaitGroup
+				for n := range nodes {
+					q := first
+					if n > 0 {
+						q = openNode(b, first.stateDir, nil)
+					}
+					w := &Worker{Queue: q, Inbox: inbox.New(q.stateDir), Run: slow} // as configured by default
+					wg.Go(func() {
+						if err := w.Serve(ctx); err != nil {
+							b.Error(err)
+						}
+					})
+				}
+				time.Sleep(300 * time.Millisecond)
+				began := time.Now()
+				var changes []Change
+				for i := range jobs {
+					changes = append(changes, Change{Key: Key{fmt.Sprint("r", i/3), fmt.Sprint("peer", i%3)}, Origin: inbox.OriginList})
+				}
+				tickets, err := first.Enqueue(b.Context(), changes)
+				if err == nil {
+					_ = inbox.Wake(first.stateDir)
+					err = first.Await(b.Context(), tickets, func(Row) {})
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.ReportMetric(time.Since(began).Seconds(), "s-batch")
+				cancel()
+				wg.Wait()
+			}
+		})
+	}
 }

@@ -126,11 +126,10 @@ func (p *peer) fields() []any {
 	return []any{&p.name, &p.paused, &p.downSince, &p.lastDown, &p.attempt, &p.retryAt, &p.err, &p.runs, &p.downRun, &p.version}
 }
 
-// chunk is how many rows one statement loads, putRows how many it stores.
-const (
-	chunk   = 500
-	putRows = 64
-)
+// chunk is how many rows one statement loads (less in tests), putRows how many one stores.
+var chunk = 500
+
+const putRows = 64
 
 // loadJobs loads rows, to be stored in this transaction, or only to be looked at. Missing ones are missing.
 func (tx *tx) loadJobs(ctx context.Context, keys []Key, forStore bool) (map[Key]*job, error) {

@@ -53,6 +53,7 @@ func untilOK(t *testing.T, q *Queue, k Key) {
 func TestServeTakesOverFromDrain(t *testing.T) {
 	for _, run := range []string{"hang", "fail"} {
 		t.Run(run, func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir()
 			q := open(t, dir, nil)
 			enqueue(t, q, samKey)

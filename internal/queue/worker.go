@@ -26,7 +26,7 @@ type Worker struct {
 	Jobs        int // runs at a time; 0: 8. Probes of peers that are down come on top, one per peer
 	JobsPerPeer int // 0: 4
 
-	Poll   time.Duration // 0: 3 s, or 1 s when nodes share the table. How often to look at inbox and table without being woken
+	Poll   time.Duration // 0: 3 s, or 0.5 s when nodes share the table. How often to look at inbox and table without being woken
 	Linger time.Duration // 0: 10 min. How long Drain stays for jobs that only fail
 
 	Log *slog.Logger // nil: nothing is logged
@@ -82,7 +82,7 @@ func (w *Worker) withDefaults() *Worker {
 	}
 	poll := 3 * time.Second
 	if c.Queue.shared {
-		poll = time.Second // nobody rings when another node has more to do than it can
+		poll = 500 * time.Millisecond // nobody rings when another node has more to do than it can
 	}
 	c.Poll = orDefault(c.Poll, poll)
 	c.Linger = orDefault(c.Linger, 10*time.Minute)
