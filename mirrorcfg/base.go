@@ -132,6 +132,7 @@ func (s *Server) Select(patterns []string) ([]string, error) {
 		return s.Repositories()
 	}
 	var all, selected []string
+	var unreadable error // a part of repo_base; the rest is selected from all the same
 	seen := map[string]bool{}
 	for _, pattern := range patterns {
 		matches := []string{}
@@ -146,9 +147,8 @@ func (s *Server) Select(patterns []string) ([]string, error) {
 				return nil, err
 			}
 			if all == nil {
-				var err error
-				if all, err = s.Repositories(); err != nil {
-					return nil, err
+				if all, unreadable = s.Repositories(); len(all) == 0 && unreadable != nil {
+					return nil, unreadable
 				}
 			}
 			for _, name := range all {
@@ -167,5 +167,5 @@ func (s *Server) Select(patterns []string) ([]string, error) {
 			}
 		}
 	}
-	return selected, nil
+	return selected, unreadable
 }

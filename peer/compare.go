@@ -128,21 +128,29 @@ func parseStanding(line string) (repo string, s Standing, err error) {
 func (p *sshPeer) Compare(ctx context.Context) (map[string]Standing, error) {
 	ctx, pulse := watch(ctx, p.stall)
 	defer pulse.stop()
-	raw, err := p.transport.Open(ctx, p.name, DigestVerb, io.Discard)
+	asking, stop := context.WithCancel(ctx)
+	defer stop()
+	raw, err := p.transport.Open(asking, p.name, DigestVerb, io.Discard)
 	if err != nil {
 		return nil, err
 	}
 	stream := beating{raw, pulse}
 	stream.CloseWrite()
 	standings, readErr := ReadStandings(stream)
-	io.Copy(io.Discard, io.LimitReader(stream, maxStanding))
+	if readErr != nil && !errors.Is(readErr, io.ErrUnexpectedEOF) {
+		stop() // the rest of a stream that makes no sense is not waited for
+		stream.Wait()
+		return nil, fmt.Errorf("%s: %w", p.name, readErr)
+	}
 	end := stream.Wait()
 	switch cause := context.Cause(ctx); {
 	case end == nil && readErr == nil:
 		return standings, nil
 	case errors.Is(cause, errStalled):
 		return nil, fmt.Errorf("%w: %s: %w", ErrUnreachable, p.name, cause)
-	case errors.Is(end, ErrUnreachable) || ctx.Err() != nil:
+	case cause != nil:
+		return nil, fmt.Errorf("%s: %w", p.name, cause)
+	case errors.Is(end, ErrUnreachable):
 		return nil, fmt.Errorf("%s: %w", p.name, end)
 	case len(standings) == 0 && p.lacks(ctx, DigestVerb):
 		return nil, fmt.Errorf("%s %w", p.name, ErrForeign)
@@ -162,7 +170,7 @@ func (p *sshPeer) lacks(ctx context.Context, verb string) bool {
 	}
 	err = json.NewDecoder(io.LimitReader(stream, 1<<20)).Decode(&reply)
 	io.Copy(io.Discard, io.LimitReader(stream, 1<<20))
-	if end := stream.Wait(); errors.Is(end, ErrUnreachable) {
+	if end := stream.Wait(); errors.Is(end, ErrUnreachable) || ctx.Err() != nil {
 		return false
 	}
 	return err != nil || !slices.Contains(reply.Verbs, verb)

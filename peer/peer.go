@@ -130,7 +130,9 @@ func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt string) e
 	}
 	entries := make([]refset.Entry, 0, len(refs))
 	for ref, oid := range refs {
-		entries = append(entries, refset.Entry{Ref: ref, OID: oid})
+		if !log.Ours(ref, oid) { // what is on record may still be being sent
+			entries = append(entries, refset.Entry{Ref: ref, OID: oid})
+		}
 	}
 	return errors.Join(log.Confirm(entries), log.Close())
 }

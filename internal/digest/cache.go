@@ -103,6 +103,7 @@ func (c *Cache) Save() error {
 // Load returns the state of a repository of the server. When only its refs cannot
 // be read, the state with an error has the Config. Safe for concurrent use.
 func (c *Cache) Load(ctx context.Context, server *mirrorcfg.Server, name string) (State, error) {
+	began := time.Now()
 	clean, repo, err := server.Find(name)
 	if err != nil {
 		return State{}, err
@@ -130,13 +131,12 @@ func (c *Cache) Load(ctx context.Context, server *mirrorcfg.Server, name string)
 			return State{Config: cfg}, fmt.Errorf("%s: %w", clean, err)
 		}
 	}
-	c.store(repo.Dir, known, fresh)
+	c.store(repo.Dir, known, fresh, began)
 	return State{cfg, fresh.Digest, fresh.Head}, nil
 }
 
-// store keeps what is old enough to be relied on.
-func (c *Cache) store(dir string, known *entry, fresh entry) {
-	now := time.Now()
+// store keeps what was old enough to be relied on when it was read.
+func (c *Cache) store(dir string, known *entry, fresh entry, now time.Time) {
 	if !settled(fresh.ConfigStamps, now) {
 		fresh.ConfigStamps = nil
 	}

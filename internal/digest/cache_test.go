@@ -206,6 +206,31 @@ func TestBrokenRefsAreErrors(t *testing.T) {
 	}
 }
 
+// What git refuses to read in packed-refs is never read in its place.
+func TestBrokenPackedRefs(t *testing.T) {
+	w := newWorld(t, "ip1")
+	oid := w.commit("ip1", "x")
+	w.git("ip1", "update-ref", "refs/heads/main", oid)
+	w.git("ip1", "pack-refs", "--all")
+	file := filepath.Join(w.dir("ip1"), "packed-refs")
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.want(OpenCache(w.server.StateDir), "ip1")
+	for name, text := range map[string]string{
+		"cut off":         strings.TrimSuffix(string(good), "\n"),
+		"bad id":          strings.Replace(string(good), oid, "x"+oid[1:], 1),
+		"short id":        strings.Replace(string(good), oid, oid[1:], 1),
+		"stray line":      string(good) + "nonsense\n",
+		"upper-case hash": strings.Replace(string(good), oid, strings.ToUpper(oid), 1),
+	} {
+		if packedRefs([]byte(text)) == nil {
+			t.Errorf("%s: read without git", name)
+		}
+	}
+}
+
 func TestUnusualRepositories(t *testing.T) {
 	w := newWorld(t, "ip1")
 	oid := w.commit("ip1", "x")

@@ -1,6 +1,7 @@
 package digest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -88,14 +89,47 @@ func plain(dir string) error {
 	if err != nil || strings.Contains(strings.ToLower(string(config)), "[extensions") {
 		return errDoubt
 	}
-	packed, err := os.Open(filepath.Join(dir, "packed-refs"))
+	packed, err := os.ReadFile(filepath.Join(dir, "packed-refs"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return packed.Close()
+	return packedRefs(packed)
+}
+
+// packedRefs reports as errDoubt what git would complain of in packed-refs, and
+// the library would not.
+func packedRefs(text []byte) error {
+	if len(text) > 0 && text[len(text)-1] != '\n' {
+		return errDoubt // cut off
+	}
+	for i := 0; len(text) > 0; i++ {
+		end := bytes.IndexByte(text, '\n')
+		line := text[:end]
+		text = text[end+1:]
+		switch {
+		case i == 0 && bytes.HasPrefix(line, []byte("# pack-refs with:")):
+		case len(line) == 41 && line[0] == '^' && isOID(line[1:]):
+		case len(line) > 46 && isOID(line[:40]) && bytes.HasPrefix(line[40:], []byte(" refs/")):
+		default:
+			return errDoubt
+		}
+	}
+	return nil
+}
+
+// isOID reports whether text is a sha1 object id that is not all zeros.
+func isOID(text []byte) bool {
+	zero := true
+	for _, c := range text {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+		zero = zero && c == '0'
+	}
+	return len(text) == 40 && !zero
 }
 
 // looseRefs reads the files below refs/: each must hold exactly one object id.
@@ -117,7 +151,7 @@ func looseRefs(dir string) (map[string]string, error) {
 			return err
 		}
 		oid, ok := strings.CutSuffix(string(data), "\n")
-		if !ok || len(oid) != 40 || strings.Trim(oid, "0123456789abcdef") != "" || strings.Trim(oid, "0") == "" {
+		if !ok || !isOID([]byte(oid)) {
 			return errDoubt
 		}
 		refs[name] = oid

@@ -1,6 +1,7 @@
 package digest
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -76,6 +77,10 @@ func unchanged(stamps []stamp) bool {
 
 // refStamps are the files and directories by which a change of any ref or of
 // HEAD shows: git replaces files, which changes the directory.
+//
+// No stamps, and no error, mean that the refs cannot be relied on to stay as they
+// are without showing it: something that is neither file nor directory stands
+// among them, they are elsewhere, or git removed a directory while we looked.
 func refStamps(dir string) ([]stamp, error) {
 	var stamps []stamp
 	add := func(path string) error {
@@ -88,11 +93,20 @@ func refStamps(dir string) ([]stamp, error) {
 			return nil, err
 		}
 	}
-	err := filepath.WalkDir(filepath.Join(dir, "refs"), func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
+	if elsewhere := stamps[len(stamps)-1]; elsewhere.Inode != 0 {
+		return nil, nil
+	}
+	err := filepath.WalkDir(filepath.Join(dir, "refs"), func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
 			return err
+		case !d.IsDir() && !d.Type().IsRegular():
+			return errDoubt
 		}
 		return add(path)
 	})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDoubt) {
+		return nil, nil
+	}
 	return stamps, err
 }

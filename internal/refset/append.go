@@ -109,6 +109,13 @@ func (l *Log) openForWriting() error {
 			return err
 		}
 		l.f = f
+		// A file that was removed since we read it (forget, or a mirror push from a
+		// new master) must not be continued in the middle.
+		if info, err := f.Stat(); err != nil {
+			return err
+		} else if info.Size() < l.size {
+			return fmt.Errorf("%s was removed or cut by somebody else meanwhile: try again", l.path)
+		}
 	}
 	if l.longer {
 		if err := l.f.Truncate(l.size); err != nil {

@@ -18,6 +18,7 @@ func (c *command) status(ctx context.Context) error {
 		return err
 	}
 	report.Warnings = append(report.Warnings, c.inboxWarnings()...)
+	report.Warnings = append(report.Warnings, c.idleWarning(report)...)
 	failing := false
 	if c.Status.Failing {
 		failing = report.KeepFailing()
@@ -31,6 +32,20 @@ func (c *command) status(ctx context.Context) error {
 		return cli.Exit(1)
 	}
 	return err
+}
+
+// idleWarning tells of jobs that wait while nobody works.
+func (c *command) idleWarning(report *status.Report) []string {
+	waiting := 0
+	for _, line := range report.Lines {
+		if line.State == string(queue.StateWaiting) {
+			waiting++
+		}
+	}
+	if _, running, err := queue.WorkerHolder(c.server.StateDir); waiting == 0 || running || err != nil {
+		return nil
+	}
+	return []string{fmt.Sprintf("%d jobs wait and no worker runs: start mirror-shell serve, or run mirror-shell drain", waiting)}
 }
 
 // inboxWarnings tells of events that have not reached the table.

@@ -168,11 +168,13 @@ func (r *syncRun) compare(ctx context.Context, byPeer map[string][]replica) []re
 // comparePeer returns which copies on one peer differ.
 func (r *syncRun) comparePeer(ctx context.Context, name string, copies []replica) ([]replica, error) {
 	standings, err := r.peers.Compare(ctx, name)
-	if errors.Is(err, peer.ErrForeign) {
+	switch {
+	case errors.Is(err, peer.ErrForeign):
 		return copies, nil // it shows its refs when a push begins
-	}
-	if err != nil {
+	case errors.Is(err, peer.ErrUnreachable) || ctx.Err() != nil:
 		return nil, err
+	case err != nil:
+		return copies, err
 	}
 	var different []replica
 	var equal []queue.Verification
@@ -181,27 +183,30 @@ func (r *syncRun) comparePeer(ctx context.Context, name string, copies []replica
 		switch {
 		case !known || s.Reason != "" || s.Digest != c.state.Digest:
 			different = append(different, c)
+		case r.remember(ctx, c, s) != nil: // its push will say what is wrong
+			different = append(different, c)
 		case c.state.Head != "" && s.Head != c.state.Head:
-			if err := r.peers.SetKnownHead(ctx, c.Repository, name, s.Head); err != nil {
-				return nil, err
-			}
 			different = append(different, c)
 		default:
-			if row := r.rows[c.Key]; row.State != queue.StateOK || row.Digest != s.Digest || !r.peers.Knows(c.Repository, name) {
-				if err := r.peers.Confirm(ctx, c.Repository, name, s.Digest); err != nil {
-					return nil, err
-				}
-			}
 			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest})
 		}
 	}
 	r.mu.Lock()
 	r.summary.Equal += len(equal)
 	r.mu.Unlock()
-	if _, err := r.queue.Verified(ctx, equal, r.began); err != nil {
-		return nil, err
+	_, err = r.queue.Verified(ctx, equal, r.began)
+	return different, err
+}
+
+// remember brings what we know of a copy with equal refs up to date.
+func (r *syncRun) remember(ctx context.Context, c replica, s peer.Standing) error {
+	if c.state.Head != "" && s.Head != c.state.Head {
+		return r.peers.SetKnownHead(ctx, c.Repository, c.Peer, s.Head)
 	}
-	return different, nil
+	if row := r.rows[c.Key]; row.State == queue.StateOK && row.Digest == s.Digest && r.peers.Knows(c.Repository, c.Peer) {
+		return nil
+	}
+	return r.peers.Confirm(ctx, c.Repository, c.Peer, s.Digest)
 }
 
 // push queues what differs and waits for the outcomes.
@@ -220,13 +225,72 @@ func (r *syncRun) push(ctx context.Context, different []replica) error {
 	if err := errors.Join(r.probe(ctx), r.wake()); err != nil {
 		return err
 	}
-	return r.queue.Await(ctx, tickets, func(row queue.Row) {
+	defer r.keepAwake(ctx)()
+	pushed := map[queue.Key]queue.Row{}
+	err = r.queue.Await(ctx, tickets, func(row queue.Row) {
 		if row.State == queue.StateOK {
-			r.summary.Pushed++
+			pushed[row.Key] = row
 			return
 		}
 		r.fail(syncEntry{Repository: row.Repository, Peer: row.Peer, State: string(row.State), Error: outcomeError(row)})
 	})
+	if err != nil {
+		return err
+	}
+	r.check(ctx, different, pushed)
+	return nil
+}
+
+// wakeEvery is how often sync sees to it that a worker runs: the one that it
+// relies on may be stopped meanwhile.
+const wakeEvery = 5 * time.Second
+
+// keepAwake wakes the worker again and again until stop is called.
+func (r *syncRun) keepAwake(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		for sleep(ctx, wakeEvery) == nil {
+			if err := r.wake(); err != nil {
+				fmt.Fprintf(r.Stderr, "mirror-shell: the worker cannot be woken: %v\n", err)
+			}
+		}
+	})
+	return func() {
+		cancel()
+		done.Wait()
+	}
+}
+
+// check asks the peers again for what was just pushed. A push sees what
+// receive-pack shows; that can hide a ref, or leave out one that cannot be read.
+func (r *syncRun) check(ctx context.Context, different []replica, pushed map[queue.Key]queue.Row) {
+	standings := map[string]map[string]peer.Standing{}
+	for _, c := range different {
+		row, ok := pushed[c.Key]
+		if !ok {
+			continue
+		}
+		if _, asked := standings[c.Peer]; !asked {
+			standings[c.Peer], _ = r.peers.Compare(ctx, c.Peer) // a foreign peer, or one that went away, has no more to say
+		}
+		s, known := standings[c.Peer][c.Repository]
+		switch {
+		case known && s.Reason != "":
+			r.fail(syncEntry{Repository: c.Repository, Peer: c.Peer, State: "unreadable", Error: c.Peer + " says: " + s.Reason})
+		case known && s.Digest != row.Digest && r.still(ctx, c, row.Digest):
+			r.fail(syncEntry{Repository: c.Repository, Peer: c.Peer, State: "differs",
+				Error: "after a push: refs are hidden there, or gitolite.mirror.refs is another"})
+		default:
+			r.summary.Pushed++
+		}
+	}
+}
+
+// still reports whether our refs are what they were when they were pushed.
+func (r *syncRun) still(ctx context.Context, c replica, pushed string) bool {
+	now, err := digest.OpenCache(r.server.StateDir).Load(ctx, r.server, c.Repository)
+	return err == nil && now.Digest == pushed
 }
 
 // fail notes and tells what is not equal.
