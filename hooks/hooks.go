@@ -37,10 +37,11 @@ import (
 
 // Hook is one run of a hook by git.
 type Hook struct {
-	Path     string // os.Args[0]: where in the repository the hook stands
-	Dir      string // the repository: git's working directory for hooks
-	Programs string // directory of our programs
-	Peer     string // the pushing peer, "" for everybody else
+	Path     string   // os.Args[0]: where in the repository the hook stands
+	Dir      string   // the repository: git's working directory for hooks
+	Programs string   // directory of our programs
+	Peer     string   // the pushing peer, "" for everybody else
+	Stdin    *os.File // is left as it is, or made readable again, for the next hook
 	Stderr   io.Writer
 	// Exec replaces this process with the next hook; it returns only on failure.
 	Exec func(path string, argv, env []string) error
@@ -69,7 +70,7 @@ func New() (*Hook, error) {
 	}
 	return &Hook{
 		Path: os.Args[0], Dir: dir, Programs: filepath.Dir(self),
-		Peer: os.Getenv(mirrorcfg.EnvPeer), Stderr: os.Stderr, Exec: syscall.Exec,
+		Peer: os.Getenv(mirrorcfg.EnvPeer), Stdin: os.Stdin, Stderr: os.Stderr, Exec: syscall.Exec,
 	}, nil
 }
 
@@ -149,10 +150,13 @@ func (h *Hook) PostReceive(ctx context.Context) int {
 		status = h.notQueued(nil, strings.TrimSuffix(filepath.Base(h.Dir), ".git"), err)
 	} else if cfg.Role(server.Hostname) == mirrorcfg.Master {
 		status = h.queue(ctx, server, cfg)
-	} else if err := refset.Remove(server.StateDir, cfg.Name); err != nil {
+	} else if h.Peer == cfg.Master {
 		// What we knew of other servers from a time when we were the master must
 		// not decide what may be overwritten there when we are it again.
-		logError(server, "old memory of peers not removed", err, "repository", cfg.Name)
+		err := errors.Join(refset.Remove(server.StateDir, cfg.Name), h.received(server, cfg))
+		if err != nil { // the master is right to call its push a success
+			logError(server, "mirror push not recorded", err, "repository", cfg.Name)
+		}
 	}
 	if next := h.next("post-receive"); next != 0 {
 		return next

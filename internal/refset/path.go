@@ -16,6 +16,12 @@ func Path(stateDir, repository, peer string) string {
 	return filepath.Join(stateDir, "peers", element(peer), fileName(repository))
 }
 
+// Received is where a slave keeps the log of what the master has set in a
+// repository.
+func Received(stateDir, repository string) string {
+	return filepath.Join(stateDir, "received", fileName(repository))
+}
+
 func fileName(repository string) string { return element(repository) + ".refs" }
 
 // maxElement is how long an escaped name may be, in bytes: file systems allow

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -181,6 +183,9 @@ func (c *command) forget(ctx context.Context) error {
 		return err
 	}
 	if err := refset.Remove(c.server.StateDir, name); err != nil {
+		return err
+	}
+	if err := os.Remove(refset.Received(c.server.StateDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	fmt.Fprintf(c.Stdout, "%s: %d jobs forgotten; the repository was not touched\n", name, n)
