@@ -100,25 +100,36 @@ func (b board) admits(p peer, lim limits) (from int64, ok bool) {
 	return 0, !lim.probesOnly && (lim.perPeer <= 0 || b.live[p.name] < lim.perPeer)
 }
 
-// next finds the job that has been, or will be, claimable first among all peers, and when.
-func (tx *tx) next(ctx context.Context, b board, lim limits, claim bool) (k Key, at int64, ok bool, err error) {
-	var line int64
+// next is the job that has been, or will be, claimable first among all peers: when, and its peer's row.
+type next struct {
+	job
+	peer peer
+	at   int64
+}
+
+// next returns nil where no peer admits a run or has a job.
+func (tx *tx) next(ctx context.Context, b board, lim limits, claim bool) (best *next, err error) {
 	for _, p := range b.peers {
 		from, open := b.admits(p, lim)
 		if !open {
 			continue
 		}
-		repository, runAt, some, err := tx.first(ctx, p.name, claim)
+		j, some, err := tx.first(ctx, p.name, claim)
 		if err != nil {
-			return Key{}, 0, false, err
+			return nil, err
 		}
-		t := max(from, runAt)
 		// Of those that are due, whoever stands in line longest; of the others, the first to be due.
-		if some && (!ok || max(t, b.now) < max(at, b.now) || max(t, b.now) == max(at, b.now) && runAt < line) {
-			k, at, line, ok = Key{repository, p.name}, t, runAt, true
+		n := next{j, p, max(from, j.runAt)}
+		if some && (best == nil || n.before(*best, b.now)) {
+			best = &n
 		}
 	}
-	return k, at, ok, nil
+	return best, nil
+}
+
+func (n next) before(other next, now int64) bool {
+	a, b := max(n.at, now), max(other.at, now)
+	return a < b || a == b && n.runAt < other.runAt
 }
 
 // nextRun is how long a worker has no reason to look again if nothing else happens: until a job is due, or
@@ -129,11 +140,11 @@ func (q *Queue) nextRun(ctx context.Context, lim limits) (wait time.Duration, ok
 		if err != nil {
 			return err
 		}
-		_, at, some, err := tx.next(ctx, b, lim, false)
-		if some {
-			at = max(at, tx.now)
+		n, err := tx.next(ctx, b, lim, false)
+		at := b.expires
+		if n != nil {
+			at = minKnown(max(n.at, tx.now), at)
 		}
-		at = minKnown(at, b.expires)
 		wait, ok = time.Duration(at-tx.now)*time.Millisecond, at > 0
 		return err
 	})
@@ -157,8 +168,8 @@ func (tx *tx) due(ctx context.Context, lim limits) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	_, at, ok, err := tx.next(ctx, b, lim, false)
-	return ok && at <= tx.now, err
+	n, err := tx.next(ctx, b, lim, false)
+	return n != nil && n.at <= tx.now, err
 }
 
 // claim takes the lease of the job that is due longest, or returns nil when none is due.
@@ -186,11 +197,11 @@ func (q *Queue) claim(ctx context.Context, lim limits) (c *claim, err error) {
 		if err != nil {
 			return err
 		}
-		k, at, ok, err := tx.next(ctx, b, lim, true)
-		if err != nil || !ok || at > tx.now {
+		n, err := tx.next(ctx, b, lim, true)
+		if err != nil || n == nil || n.at > tx.now {
 			return err
 		}
-		c, err = tx.take(ctx, k)
+		c, err = tx.take(ctx, n.job, n.peer)
 		return err
 	})
 	if err != nil {
@@ -219,20 +230,19 @@ func (tx *tx) claimKey(ctx context.Context, change Change) (*claim, error) {
 		if _, err := tx.enqueue(ctx, []Change{change}); err != nil {
 			return nil, err
 		}
+		if j, err = tx.job(ctx, change.Key); err != nil {
+			return nil, err
+		}
 	}
-	return tx.take(ctx, change.Key)
+	p, err := tx.ensurePeer(ctx, change.Peer, true)
+	if err != nil {
+		return nil, err
+	}
+	return tx.take(ctx, j, p)
 }
 
-// take marks a job as run by us.
-func (tx *tx) take(ctx context.Context, k Key) (*claim, error) {
-	j, err := tx.job(ctx, k)
-	if err != nil {
-		return nil, err
-	}
-	p, err := tx.ensurePeer(ctx, k.Peer, true)
-	if err != nil {
-		return nil, err
-	}
+// take marks a job as run by us; both rows were loaded to be stored.
+func (tx *tx) take(ctx context.Context, j job, p peer) (*claim, error) {
 	p.runs++
 	j = j.claimed(tx.q.newOwner(), p.down(), tx.q.lease, tx.now)
 	if err := tx.storePeer(ctx, p); err != nil {
@@ -242,7 +252,7 @@ func (tx *tx) take(ctx context.Context, k Key) (*claim, error) {
 		return nil, err
 	}
 	return &claim{
-		Job: Job{Key: k, Origin: j.origin, Attempt: j.attempt, Probe: j.probe,
+		Job: Job{Key: j.Key, Origin: j.origin, Attempt: j.attempt, Probe: j.probe,
 			Oldest: fromMillis(j.oldest), Newest: fromMillis(j.newest)},
 		owner: j.owner, run: j.run, peerRun: p.runs,
 	}, nil

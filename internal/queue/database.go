@@ -12,7 +12,6 @@ import (
 
 // dialect is all that differs between the databases, beside how they are opened.
 type dialect struct {
-	name string // of a file system's, or of a server's, database
 	// shared: nodes with other state directories may use the same rows. Then the database's clock counts,
 	// and a worker has to look for itself whether others left it something to do.
 	shared bool
@@ -54,13 +53,13 @@ type tx struct {
 
 // read runs do outside a transaction.
 func (q *Queue) read(ctx context.Context, do func(*tx) error) error {
-	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	limited, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
-	err := q.schema.ready(ctx, q)
+	err := q.schema.ready(limited, q)
 	if err == nil {
-		err = q.begun(ctx, q.db, do)
+		err = q.begun(limited, q.db, do)
 	}
-	return q.tidied(err)
+	return q.tidied(ctx, err)
 }
 
 // update runs do in a transaction, again when another transaction came in between.
@@ -69,7 +68,7 @@ func (q *Queue) update(ctx context.Context, do func(*tx) error) error {
 		err := q.updateOnce(ctx, do)
 		passing := errors.Is(err, errConflict) || q.passing(err)
 		if !passing || try == 20 || ctx.Err() != nil {
-			return q.tidied(err)
+			return q.tidied(ctx, err)
 		}
 		time.Sleep(rand.N(time.Duration(try+1) * 5 * time.Millisecond))
 	}
@@ -104,9 +103,9 @@ func (q *Queue) begun(ctx context.Context, db querier, do func(*tx) error) error
 	return do(t)
 }
 
-// tidied is for errors of the database only where these can be told apart: others pass as they are.
-func (q *Queue) tidied(err error) error {
-	if err == nil || errors.Is(err, context.Canceled) {
+// tidied leaves alone what the caller's context did.
+func (q *Queue) tidied(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil {
 		return err
 	}
 	return q.dialect.tidy(err)

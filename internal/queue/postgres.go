@@ -2,8 +2,10 @@ package queue
 
 import (
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"strings"
@@ -26,8 +28,8 @@ const (
 // silence is after how long without an answer from the server's machine a connection is given up.
 const silence = 20 * time.Second
 
-// postgresDefaults hold where the url does not say otherwise. A transaction of ours takes milliseconds; one that a stopped process
-// left open is ended by the server, because the rows it has locked stop all nodes.
+// postgresDefaults hold where the url does not say otherwise. A transaction of ours takes milliseconds; one that
+// a stopped process left open is ended by the server, because the rows it has locked stop all nodes.
 var postgresDefaults = map[string]string{
 	"application_name":                    "mirror-shell",
 	"statement_timeout":                   "30s",
@@ -61,15 +63,18 @@ func openPostgres(address string) (*sql.DB, *dialect, error) {
 func parsePostgres(address string) (*pgx.ConnConfig, error) {
 	u, err := url.Parse(address)
 	if err != nil { // its text is the address, with the password
-		return nil, errors.New("[queue] url is not a url: write postgres://USER@HOST/DATABASE, percent-encode what is special, and best keep the password in ~/.pgpass")
+		return nil, errors.New("[queue] url is not a url: write postgres://USER@HOST/DATABASE, " +
+			"percent-encode what is special in it, and best keep the password in ~/.pgpass")
 	}
 	if u.Scheme != "postgres" && u.Scheme != "postgresql" {
-		return nil, fmt.Errorf("[queue] url with %q: this kind of database is %w: write postgres://USER@HOST/DATABASE, or leave url empty to use SQLite in state_dir", u.Scheme, ErrUnsupported)
+		return nil, fmt.Errorf("[queue] url with %q: this kind of database is %w: write postgres://USER@HOST/DATABASE, "+
+			"or leave url empty to use SQLite in state_dir", u.Scheme, ErrUnsupported)
 	}
 	config, err := pgx.ParseConfig(address)
 	if err != nil {
 		password, _ := u.User.Password()
-		return nil, fmt.Errorf("[queue] url: %w", &shownError{text: concealed(err.Error(), password, u.Query().Get("password"), address), err: err})
+		text := concealed(err.Error(), password, u.Query().Get("password"), address)
+		return nil, fmt.Errorf("[queue] url: %w", &shownError{text: oneLine(text), err: err})
 	}
 	return config, nil
 }
@@ -94,7 +99,6 @@ func dialer(timeout time.Duration) *net.Dialer {
 
 func postgresDialect(password string) *dialect {
 	return &dialect{
-		name:     "PostgreSQL",
 		shared:   true,
 		nameType: `TEXT COLLATE "C"`,
 		mark:     func(n int) string { return fmt.Sprintf("$%d", n) },
@@ -119,7 +123,8 @@ func postgresDialect(password string) *dialect {
 // looked is a FROM: what of the jobs of server $1 in the lists $2 and $3. OFFSET 0 has each looked up in the
 // index: a join is planned badly, up to a hundred times slower, as long as the server has no statistics of the table.
 func looked(what, lock string) string {
-	return `unnest(CAST($2 AS TEXT[]), CAST($3 AS TEXT[])) AS v (repository, peer) CROSS JOIN LATERAL (SELECT ` + what + ` FROM jobs
+	return `unnest(CAST($2 AS TEXT[]), CAST($3 AS TEXT[])) AS v (repository, peer)
+		CROSS JOIN LATERAL (SELECT ` + what + ` FROM jobs
 		WHERE server = $1 AND repository = v.repository AND peer = v.peer OFFSET 0` + lock + `)`
 }
 
@@ -138,10 +143,10 @@ func isUnavailable(err error) bool {
 	switch {
 	case errors.As(err, &answer): // class 57P: operator intervention; 08: connection; 53300: too many connections
 		return strings.HasPrefix(answer.Code, "57P") || strings.HasPrefix(answer.Code, "08") || answer.Code == "53300"
-	case errors.As(err, &connect), errors.As(err, &network):
+	case errors.As(err, &connect), errors.As(err, &network), pgconn.Timeout(err):
 		return true
 	}
-	return pgconn.Timeout(err)
+	return errors.Is(err, driver.ErrBadConn) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // shownError is an error whose text is fit for people and logs.

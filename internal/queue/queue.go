@@ -35,14 +35,16 @@
 // is decided by the pure functions of row.go; the rest of the package loads rows, calls them and
 // stores the result if the row's version is still the one that was loaded.
 //
-// In PostgreSQL several nodes, which have the same hostname in their configuration and state directories of their
-// own, work on the same rows. A row that is to be stored is locked when it is loaded; a claim locks the
-// peers first, so that claims come one after the other, each counting what the others have begun, and passes
-// over jobs that are locked (FOR UPDATE SKIP LOCKED): it never waits behind ten thousand changes that are being recorded.
-// Jobs are locked in the order of their names and before peers, so that nobody waits in a circle.
+// In PostgreSQL several nodes, which have the same hostname in their configuration and state
+// directories of their own, work on the same rows. A row that is to be stored is locked when it is loaded: jobs
+// in the order of their names, then peers, so that nobody waits in a circle. Only a claim locks the peers first, so that
+// claims come one after the other, each counting what the others have begun; and it passes over jobs that are
+// locked (FOR UPDATE SKIP LOCKED), so that it never waits behind ten thousand changes that are being recorded.
+// What the versions of rows still guard there is two transactions that make the same new row.
 //
-// Times are unix milliseconds, 0 for none: of this server's clock in SQLite, of the database's clock in PostgreSQL, because
-// the clocks of nodes differ. Only when a change was made is told by the clock of the node where it was.
+// Times are unix milliseconds, 0 for none: of this server's clock in SQLite, of the database's clock in
+// PostgreSQL, because the clocks of nodes differ. Only when a change was made is told by the clock
+// of the node where it was.
 //
 // state_dir/worker.lock is held (flock) by the one worker of a state directory and says who
 // it is: "PID serve" or "PID drain". A server that is started has a drain leave.
@@ -184,9 +186,9 @@ func (q *Queue) connect(ctx context.Context, o Options) (err error) {
 	if q.db, q.dialect, err = openPostgres(o.URL); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	limited, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
-	if err = q.tidied(q.schema.ready(ctx, q)); err == nil || o.Patient && errors.Is(err, ErrUnavailable) {
+	if err = q.tidied(ctx, q.schema.ready(limited, q)); err == nil || o.Patient && errors.Is(err, ErrUnavailable) {
 		return nil
 	}
 	q.db.Close()

@@ -33,7 +33,7 @@ var steps = [][]string{{
 		runs BIGINT NOT NULL DEFAULT 0, down_run BIGINT NOT NULL DEFAULT 0, version BIGINT NOT NULL DEFAULT 0,
 		PRIMARY KEY (server, peer))`,
 }, {
-	// A job of before counts as changed just now only when it is: 0 is right for all that waits for a comparison.
+	// When the newest change was recorded was not kept before; when it was made is the nearest.
 	`ALTER TABLE jobs ADD COLUMN changed BIGINT NOT NULL DEFAULT 0`,
 	`UPDATE jobs SET changed = newest`,
 }}
@@ -44,8 +44,8 @@ const (
 	sqlPutSchema  = `INSERT INTO meta (name, value) VALUES ('schema', $1) ON CONFLICT (name) DO UPDATE SET value = excluded.value`
 )
 
-// migrate brings the tables to the version of this program, in one transaction. A look without one comes first,
-// because every start of every program passes here.
+// migrate brings the tables to the version of this program, in one transaction. A look without one
+// comes first, because every start of every program passes here.
 func migrate(ctx context.Context, db *sql.DB, d *dialect) error {
 	if version, err := readSchema(ctx, db); err == nil && version == len(steps) {
 		return nil

@@ -15,7 +15,8 @@ import (
 // Rows are read, changed in Go, and written where their version still matches; many at a time, because
 // a statement for each row is five times slower in SQLite, and more over a network.
 const (
-	sqlRenew    = `UPDATE jobs SET lease = $5, version = version + 1 WHERE server = $1 AND repository = $2 AND peer = $3 AND owner = $4`
+	sqlRenew = `UPDATE jobs SET lease = $5, version = version + 1
+		WHERE server = $1 AND repository = $2 AND peer = $3 AND owner = $4`
 	sqlDropJobs = `DELETE FROM jobs WHERE server = $1 AND repository = $2`
 
 	sqlAddPeer = `INSERT INTO peers (server, peer) VALUES ($1, $2) ON CONFLICT DO NOTHING`
@@ -55,8 +56,8 @@ type texts struct {
 }
 
 // jobColumns are those of job.fields, in its order.
-const jobColumns = `repository peer want seen done origin oldest newest later later_origin run_at lease owner probe run settled
-	attempt state error note digest last_success last_attempt changed created version`
+const jobColumns = `repository peer want seen done origin oldest newest later later_origin run_at lease owner
+	probe run settled attempt state error note digest last_success last_attempt changed created version`
 
 const peerColumns = `peer, paused, down_since, last_down, attempt, retry_at, error, runs, down_run, version`
 
@@ -65,8 +66,8 @@ func newTexts(d *dialect) *texts {
 	jobs := "SELECT j." + strings.Join(columns, ", j.") + " FROM "
 	jobsOf := func(lock string) string { return jobs + d.listed(lock) + " ORDER BY j.repository, j.peer" }
 	peers := "SELECT " + peerColumns + " FROM peers WHERE server = $1"
-	first := `SELECT repository, run_at FROM jobs
-		WHERE server = $1 AND peer = $2 AND want > done AND (owner = '' OR lease <= $3) ORDER BY run_at LIMIT 1`
+	first := jobs + `jobs j
+		WHERE j.server = $1 AND j.peer = $2 AND j.want > j.done AND (j.owner = '' OR j.lease <= $3) ORDER BY j.run_at LIMIT 1`
 	t := &texts{
 		jobs:       jobs + "jobs j WHERE j.server = $1",
 		jobsOf:     jobsOf(""),
@@ -104,8 +105,8 @@ func (d *dialect) putJobs(n int) string {
 		}
 		rows[i] = "(" + strings.Join(marks, ",") + ")"
 	}
-	return "INSERT INTO jobs (server, " + strings.Join(strings.Fields(jobColumns), ", ") + ") VALUES " + strings.Join(rows, ",") +
-		" ON CONFLICT (server, repository, peer) DO UPDATE SET " + strings.Join(set, ", ") +
+	return "INSERT INTO jobs (server, " + strings.Join(strings.Fields(jobColumns), ", ") + ")" +
+		" VALUES " + strings.Join(rows, ",") + " ON CONFLICT (server, repository, peer) DO UPDATE SET " + strings.Join(set, ", ") +
 		" WHERE jobs.version = excluded.version - 1"
 }
 
@@ -308,16 +309,16 @@ func (tx *tx) running(ctx context.Context) (list []run, err error) {
 
 // first is a peer's pending job that nobody runs with the smallest run_at, which may be in the future. One
 // that is to be claimed is locked, and one that somebody is changing is passed over.
-func (tx *tx) first(ctx context.Context, peer string, claim bool) (repository string, runAt int64, ok bool, err error) {
+func (tx *tx) first(ctx context.Context, peer string, claim bool) (j job, ok bool, err error) {
 	text := tx.firstInLine
 	if claim {
 		text = tx.claimable
 	}
-	err = tx.QueryRowContext(ctx, text, tx.q.server, peer, tx.now).Scan(&repository, &runAt)
+	err = tx.QueryRowContext(ctx, text, tx.q.server, peer, tx.now).Scan(j.fields()...)
 	if errors.Is(err, sql.ErrNoRows) {
-		return "", 0, false, nil
+		return job{}, false, nil
 	}
-	return repository, runAt, err == nil, err
+	return j, err == nil, err
 }
 
 // pending counts the jobs that a drain waits for, and the changes recorded ever.

@@ -19,7 +19,6 @@ import (
 
 // sqliteDialect needs no row locks: a transaction begins by taking the lock of the whole database.
 var sqliteDialect = &dialect{
-	name:     "SQLite",
 	nameType: "TEXT",
 	mark:     func(int) string { return "?" }, // it finds a $N by reading all names before it
 	listed:   func(string) string { return "jobs j WHERE j.server = $1 AND " + sqliteAmong },

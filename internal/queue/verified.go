@@ -18,14 +18,19 @@ type Verification struct {
 // comparison of thirty thousand copies right after another writes nothing.
 const successFor = 10 * time.Minute
 
-// Verified records copies that a comparison found equal to refs of ours that had not changed from since until they were compared. A
-// job that lacked something recorded before since, and does not run, is satisfied as by a successful
-// run, whatever kept it from running, and n counts these; a copy that was not known gets a row; the
-// digest of one that was equal is brought up to date, and the time of its success when that is older than ten minutes.
-// A job with a change recorded since then (in the same millisecond counts) is left alone. Each peer
-// named has answered, so none of them is down any more.
+// Verified records copies that a comparison found equal to refs of ours, which had not changed from
+// since until they were compared.
 //
-// It works in many transactions: after an error part of the copies is recorded, which is no harm.
+//	the job lacks something, all of it recorded before since    satisfied as by a successful run, whatever kept it
+//	                                                            from running; n counts these
+//	something was recorded since (the same millisecond counts)  left alone
+//	it runs                                                     left alone: the run will tell
+//	it was equal                                                digest brought up to date, and the time of the
+//	                                                            success when that is ten minutes old
+//	there is no row                                             a row is made, equal
+//
+// Each peer named has answered, so it is not down any more. The work is done in many transactions: after
+// an error a part of the copies is recorded, which is no harm.
 func (q *Queue) Verified(ctx context.Context, copies []Verification, since time.Time) (n int, err error) {
 	digests := map[string]map[Key]string{} // by peer
 	for _, c := range copies {
@@ -94,7 +99,9 @@ func (q *Queue) verify(ctx context.Context, keys []Key, digests map[Key]string, 
 	return v.satisfied, nil
 }
 
-func (tx *tx) verification(ctx context.Context, keys []Key, digests map[Key]string, since time.Time, forStore bool) (v verification, err error) {
+func (tx *tx) verification(
+	ctx context.Context, keys []Key, digests map[Key]string, since time.Time, forStore bool,
+) (v verification, err error) {
 	jobs, err := tx.loadJobs(ctx, keys, forStore)
 	if err != nil {
 		return v, err

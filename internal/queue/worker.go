@@ -24,9 +24,10 @@ type Worker struct {
 	Run   Func
 
 	Jobs        int // runs at a time; 0: 8. Probes of peers that are down come on top, one per peer
-	JobsPerPeer int // 0: 4
+	JobsPerPeer int // of this node; 0: 4
 
-	Poll   time.Duration // 0: 3 s, or 0.5 s when nodes share the table. How often to look at inbox and table without being woken
+	// Poll is how often to look at inbox and table without being woken; 0: 3 s, or 0.5 s when nodes share the table.
+	Poll   time.Duration
 	Linger time.Duration // 0: 10 min. How long Drain stays for jobs that only fail
 
 	Log *slog.Logger // nil: nothing is logged
@@ -34,7 +35,8 @@ type Worker struct {
 
 // Serve works until ctx ends, then cancels what runs, waits for it, and returns nil. A drain
 // that holds the state directory is asked to leave first, and waited for; when another server
-// holds it, the error wraps ErrBusy. Nothing that happens later ends it: errors of the database or the inbox are logged, and it tries again.
+// holds it, the error wraps ErrBusy. Nothing that happens later ends it: errors of the database or
+// the inbox are logged, and it tries again.
 func (w *Worker) Serve(ctx context.Context) error {
 	err := w.session(ctx, &loop{w: w.withDefaults(), kind: KindServe})
 	if ctx.Err() != nil {

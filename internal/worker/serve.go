@@ -31,7 +31,7 @@ func (c *command) serve(ctx context.Context) (err error) {
 	if c.server.HTTP.Listen != "" {
 		return fmt.Errorf("http.listen is not available in this version: take it out of %s", c.server.File)
 	}
-	if c.queue, err = openQueue(ctx, c.server); err != nil {
+	if c.queue, err = openPatiently(ctx, c.server); err != nil {
 		return err
 	}
 	defer c.queue.Close()
@@ -95,7 +95,7 @@ func (c *command) drain(ctx context.Context) (err error) {
 	}
 	defer file.Close()
 	log := logger(file)
-	if c.queue, err = openQueue(ctx, c.server); err != nil {
+	if c.queue, err = openPatiently(ctx, c.server); err != nil {
 		log.Error("drain cannot work", "error", err)
 		return err
 	}

@@ -79,10 +79,22 @@ type command struct {
 }
 
 func openQueue(ctx context.Context, server *mirrorcfg.Server) (*queue.Queue, error) {
-	return queue.Open(ctx, queue.Options{
+	return queue.Open(ctx, queueOptions(server))
+}
+
+// openPatiently is for a worker: a database that is down is waited for, and the
+// inbox keeps what arrives meanwhile.
+func openPatiently(ctx context.Context, server *mirrorcfg.Server) (*queue.Queue, error) {
+	options := queueOptions(server)
+	options.Patient = true
+	return queue.Open(ctx, options)
+}
+
+func queueOptions(server *mirrorcfg.Server) queue.Options {
+	return queue.Options{
 		StateDir: server.StateDir, URL: server.Queue.URL, Server: server.Hostname,
 		RetryMax: time.Duration(server.Worker.RetryMax),
-	})
+	}
 }
 
 // job returns what the queue runs: one peer.Sync, its errors in the queue's
