@@ -115,8 +115,12 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	home, err := filepath.EvalSymlinks(t.TempDir())
+	home, err := os.MkdirTemp("", "mirror-shell-hooks-")
 	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { removeAll(t, home) })
+	if home, err = filepath.EvalSymlinks(home); err != nil {
 		t.Fatal(err)
 	}
 	w := &world{t: t, home: home, config: filepath.Join(home, ".config/mirror-shell/config.toml"), programs: programs, work: filepath.Join(home, "work")}
@@ -125,6 +129,22 @@ func newWorld(t testing.TB) *world {
 	w.git(w.work, "commit", "-q", "--allow-empty", "-m", "one")
 	w.oid = w.git(w.work, "rev-parse", "main")
 	return w
+}
+
+// removeAll removes a directory in which a mirrord that a hook started may still
+// be writing its record.
+func removeAll(t testing.TB, dir string) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := os.RemoveAll(dir)
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Error(err)
+			return
+		}
+	}
 }
 
 // state is beside the configuration, where the fake mirrord looks.
