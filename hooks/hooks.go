@@ -153,7 +153,7 @@ func (h *Hook) PostReceive(ctx context.Context) int {
 	} else if h.Peer == cfg.Master {
 		// What we knew of other servers from a time when we were the master must
 		// not decide what may be overwritten there when we are it again.
-		err := errors.Join(refset.Remove(server.StateDir, cfg.Name), h.received(server, cfg))
+		err := errors.Join(refset.Remove(h.Dir), h.received())
 		if err != nil { // the master is right to call its push a success
 			logError(server, "mirror push not recorded", err, "repository", cfg.Name)
 		}

@@ -12,13 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mirror-shell/internal/refset"
-	"mirror-shell/mirrorcfg"
 )
 
 // received records on a slave what a mirror push of the master has set: a value
 // that stands here later and is not on record is somebody's work of this server,
 // and must not be lost when the master pushes again.
-func (h *Hook) received(server *mirrorcfg.Server, cfg *mirrorcfg.Repo) error {
+func (h *Hook) received() error {
 	updates, err := io.ReadAll(h.Stdin)
 	if err != nil {
 		return err
@@ -30,7 +29,7 @@ func (h *Hook) received(server *mirrorcfg.Server, cfg *mirrorcfg.Repo) error {
 	if err != nil {
 		return err
 	}
-	file := refset.Received(server.StateDir, cfg.Name)
+	file := refset.Received(h.Dir)
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}

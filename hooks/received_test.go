@@ -13,8 +13,8 @@ import (
 func TestReceived(t *testing.T) {
 	w := newWorld(t)
 	dir := w.bare("a/ip1", "master=sam")
-	w.write(dir+"/hooks/post-receive.next", "#!/bin/sh\ncat > "+w.state()+"/next\n", 0o700)
-	stale := refset.Path(w.state(), "a/ip1", "gollum")
+	w.write(dir+"/hooks/post-receive.next", "#!/bin/sh\ncat > mirror-shell/next\n", 0o700)
+	stale := refset.Path(dir, "gollum")
 	if err := os.MkdirAll(filepath.Dir(stale), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -23,14 +23,14 @@ func TestReceived(t *testing.T) {
 	out, err := w.push(dir, "MIRROR_SHELL_PEER=sam")
 	w.pushed(dir, out, err)
 	oid := w.git(dir, "rev-parse", "refs/heads/main")
-	log, err := refset.Open(refset.Received(w.state(), "a/ip1"))
+	log, err := refset.Open(refset.Received(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, ok := log.Confirmed("refs/heads/main"); !ok || got != oid {
 		t.Errorf("on record: %q, %v; want %s", got, ok, oid)
 	}
-	next, err := os.ReadFile(w.state() + "/next")
+	next, err := os.ReadFile(dir + "/mirror-shell/next")
 	if want := strings.Repeat("0", 40) + " " + oid + " refs/heads/main\n"; err != nil || string(next) != want {
 		t.Errorf("the next hook read %q, %v; want %q", next, err, want)
 	}

@@ -3,6 +3,6 @@ package peer
 import "time"
 
 // NewSSH makes an ssh peer that is reached in the test's own way.
-func NewSSH(name, hostname, stateDir string, stall time.Duration, transport Transport) Peer {
-	return &sshPeer{name: name, hostname: hostname, stateDir: stateDir, stall: stall, transport: transport}
+func NewSSH(name, hostname string, stall time.Duration, transport Transport) Peer {
+	return &sshPeer{name: name, hostname: hostname, stall: stall, transport: transport}
 }

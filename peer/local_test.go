@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -145,14 +144,13 @@ const peerName = "sam"
 func newLocal(t testing.TB, format string, stall time.Duration) (peertest.Copy, *local) {
 	t.Helper()
 	repo := peertest.NewRepo(t, format)
-	state := filepath.Join(t.TempDir(), "state")
 	transport := &local{copy: repo}
 	return peertest.Copy{
-		Peer:   peer.NewSSH(peerName, "frodo", state, stall, transport),
+		Peer:   peer.NewSSH(peerName, "frodo", stall, transport),
 		Refs:   repo.Refs,
 		Head:   repo.Head,
 		Repo:   repo,
-		Record: refset.Path(state, peertest.Repository, peerName),
+		Record: func(source string) string { return refset.Path(source, peerName) },
 	}, transport
 }
 

@@ -76,7 +76,7 @@ func (p *Peers) Open(name string) (Peer, error) {
 	switch kind := p.Server.Peers[name].Kind; kind {
 	case "", "ssh":
 		return &sshPeer{
-			name: name, hostname: p.Server.Hostname, stateDir: p.Server.StateDir,
+			name: name, hostname: p.Server.Hostname,
 			stall: time.Duration(p.Server.Worker.StallTimeout), transport: p.Transport,
 		}, nil
 	default:
@@ -99,7 +99,11 @@ func (p *Peers) Compare(ctx context.Context, name string) (map[string]Standing, 
 
 // Knows reports whether anything is remembered of the copy.
 func (p *Peers) Knows(repository, name string) bool {
-	_, err := os.Stat(refset.Path(p.Server.StateDir, repository, name))
+	_, repo, err := p.Server.Find(repository)
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(refset.Path(repo.Dir, name))
 	return err == nil
 }
 
@@ -107,12 +111,12 @@ func (p *Peers) Knows(repository, name string) bool {
 // so: without that, a branch that is rewritten here later would look on the peer
 // like somebody else's. When ours have changed since, nothing is done.
 func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt string) error {
-	unlock, err := lock(ctx, p.Server.StateDir, Job{Repository: repository, Peer: name})
+	repo, unlock, err := p.lock(ctx, repository, name)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	cfg, repo, err := p.Server.OpenRepo(ctx, repository)
+	cfg, err := mirrorcfg.LoadRepo(ctx, repository, repo)
 	if err != nil {
 		return err
 	}
@@ -124,7 +128,7 @@ func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt string) e
 	if digest.Of(refs) != equalAt {
 		return nil // a push came in between, and will be confirmed itself
 	}
-	log, err := refset.Open(refset.Path(p.Server.StateDir, repository, name))
+	log, err := refset.Open(refset.Path(repo.Dir, name))
 	if err != nil {
 		return err
 	}
@@ -140,12 +144,12 @@ func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt string) e
 // SetKnownHead corrects what we remember of a peer's HEAD ("" for none), after
 // the peer itself has told otherwise: the next Sync will then send ours.
 func (p *Peers) SetKnownHead(ctx context.Context, repository, name, head string) error {
-	unlock, err := lock(ctx, p.Server.StateDir, Job{Repository: repository, Peer: name})
+	repo, unlock, err := p.lock(ctx, repository, name)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	log, err := refset.Open(refset.Path(p.Server.StateDir, repository, name))
+	log, err := refset.Open(refset.Path(repo.Dir, name))
 	if err != nil {
 		return err
 	}
@@ -174,15 +178,15 @@ func (p *Peers) Sync(ctx context.Context, job Job, say io.Writer) (Outcome, erro
 		return Outcome{}, err
 	}
 	job.Repository = name
-	unlock, err := lock(ctx, server.StateDir, job)
+	repo, unlock, err := p.lock(ctx, job.Repository, job.Peer)
+	if errors.Is(err, mirrorcfg.ErrNoRepo) {
+		return Outcome{}, fmt.Errorf("%w: put it back, or run: mirror-shell forget %s", err, job.Repository)
+	}
 	if err != nil {
 		return Outcome{}, err
 	}
 	defer unlock()
-	cfg, repo, err := server.OpenRepo(ctx, job.Repository)
-	if errors.Is(err, mirrorcfg.ErrNoRepo) {
-		return Outcome{}, fmt.Errorf("%w: put it back, or run: mirror-shell forget %s", err, job.Repository)
-	}
+	cfg, err := mirrorcfg.LoadRepo(ctx, job.Repository, repo)
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -199,16 +203,21 @@ func (p *Peers) Sync(ctx context.Context, job Job, say io.Writer) (Outcome, erro
 	return opened.Sync(ctx, Source{Config: cfg, Repo: repo}, say)
 }
 
-// lock waits for the lock file of (repository, peer) and returns its release.
-// The file stays: unlinking it would let two holders in.
-func lock(ctx context.Context, stateDir string, job Job) (func(), error) {
-	path := refset.Path(stateDir, job.Repository, job.Peer) + ".lock"
+// lock finds a repository, waits for the lock of (repository, peer) and returns
+// its release. The lock stands in the repository, so that it counts on every node
+// that serves it. The file stays: unlinking it would let two holders in.
+func (p *Peers) lock(ctx context.Context, repository, peer string) (git.Repo, func(), error) {
+	_, repo, err := p.Server.Find(repository)
+	if err != nil {
+		return repo, nil, err
+	}
+	path := refset.Path(repo.Dir, peer) + ".lock"
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("lock for %s on %s: %w", job.Repository, job.Peer, err)
+		return repo, nil, fmt.Errorf("lock for %s on %s: %w", repository, peer, err)
 	}
 	l := flock.New(path, flock.SetPermissions(0o600))
 	if _, err := l.TryLockContext(ctx, 50*time.Millisecond); err != nil {
-		return nil, fmt.Errorf("lock for %s on %s: %w", job.Repository, job.Peer, err)
+		return repo, nil, fmt.Errorf("lock for %s on %s: %w", repository, peer, err)
 	}
-	return func() { l.Close() }, nil
+	return repo, func() { l.Close() }, nil
 }

@@ -2,6 +2,7 @@ package peer_test
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -91,11 +92,8 @@ func TestNoRecordNoPush(t *testing.T) {
 	t.Parallel()
 	f, _ := newFixture(t, time.Minute)
 	f.Commit("refs/heads/main")
-	if err := os.MkdirAll(f.Copy.Record+".tmp/..", 0o700); err != nil {
-		t.Fatal(err)
-	}
-	dir := f.Copy.Record[:strings.LastIndex(f.Copy.Record, "/")]
-	if err := os.RemoveAll(dir); err != nil {
+	dir := filepath.Dir(f.Copy.Record(f.Dir))
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(dir, nil, 0o600); err != nil {

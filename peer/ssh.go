@@ -28,7 +28,6 @@ import (
 type sshPeer struct {
 	name      string
 	hostname  string // ours
-	stateDir  string
 	stall     time.Duration
 	transport Transport
 }
@@ -53,7 +52,7 @@ func (p *sshPeer) Sync(ctx context.Context, src Source, say io.Writer) (Outcome,
 	if err != nil {
 		return Outcome{}, err
 	}
-	log, err := refset.Open(refset.Path(p.stateDir, src.Config.Name, p.name))
+	log, err := refset.Open(refset.Path(src.Repo.Dir, p.name))
 	if err != nil {
 		return Outcome{}, fmt.Errorf("what is known of %s: %w", p.name, err)
 	}

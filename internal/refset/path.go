@@ -1,63 +1,57 @@
 package refset
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
+// Dir is the directory of ours inside a repository (the path of the bare
+// repository is given). What is remembered of a repository's copies stands in the
+// repository, and not in this server's state directory: it is then shared by all
+// nodes that serve the repository, moves when it is renamed, and above all is
+// rolled back with it. A repository restored from last week's backup must not
+// believe that it knows what it has sent since.
+func Dir(repoDir string) string { return filepath.Join(repoDir, "mirror-shell") }
+
 // Path is where the log of a repository at a peer is kept.
-func Path(stateDir, repository, peer string) string {
-	return filepath.Join(stateDir, "peers", element(peer), fileName(repository))
+func Path(repoDir, peer string) string {
+	return filepath.Join(peersDir(repoDir), element(peer)+suffix)
 }
 
 // Received is where a slave keeps the log of what the master has set in a
 // repository.
-func Received(stateDir, repository string) string {
-	return filepath.Join(stateDir, "received", fileName(repository))
+func Received(repoDir string) string {
+	return filepath.Join(Dir(repoDir), "received"+suffix)
 }
 
-func fileName(repository string) string { return element(repository) + ".refs" }
+const suffix = ".refs"
 
-// maxElement is how long an escaped name may be, in bytes: file systems allow
-// 255, and ".refs.tmp" is to come behind it.
-const maxElement = 200
+func peersDir(repoDir string) string { return filepath.Join(Dir(repoDir), "peers") }
 
 // element makes one file name of any name, different ones of different names.
-// Names too long are replaced by their hash, behind a % that no escaping yields.
 func element(name string) string {
-	escaped := url.PathEscape(name)
-	switch {
-	case name == "" || name == "." || name == "..":
+	if name == "" || name == "." || name == ".." {
 		return "%" + name // escaping leaves dots alone, and joining would swallow these
-	case len(escaped) > maxElement:
-		sum := sha256.Sum256([]byte(name))
-		return "%sha256-" + hex.EncodeToString(sum[:])
 	}
-	return escaped
+	return url.PathEscape(name)
 }
 
 // Remove forgets a repository at all peers. Having nothing to forget is no error.
-func Remove(stateDir, repository string) error {
-	peers := filepath.Join(stateDir, "peers")
-	dirs, err := os.ReadDir(peers)
+func Remove(repoDir string) error {
+	files, err := os.ReadDir(peersDir(repoDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("forget refs of %q at its peers: %w", repository, err)
+		return fmt.Errorf("forget refs at peers: %w", err)
 	}
 	var errs []error
-	for _, d := range dirs {
-		if !d.IsDir() {
-			continue
-		}
-		path := filepath.Join(peers, d.Name(), fileName(repository))
-		for _, p := range []string{path, path + tmpSuffix} {
-			if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("forget refs of %q: %w", repository, err))
+	for _, f := range files {
+		if name := f.Name(); strings.HasSuffix(name, suffix) || strings.HasSuffix(name, tmpSuffix) {
+			if err := os.Remove(filepath.Join(peersDir(repoDir), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("forget refs at peers: %w", err))
 			}
 		}
 	}

@@ -17,7 +17,7 @@
 //
 // # The file
 //
-// STATE_DIR/peers/PEER/REPOSITORY.refs, both names percent-escaped as a URL path segment,
+// mirror-shell/peers/PEER.refs in the repository, PEER percent-escaped as a URL path segment,
 // one append-only text file, so that one ref among 50,000 costs a line and not four megabytes:
 //
 //	= VALUE REF LF    the peer has this value; all earlier lines of REF are superseded

@@ -59,7 +59,7 @@ func both(t *testing.T, l *Log, check func(t *testing.T, l *Log)) {
 }
 
 func TestLife(t *testing.T) {
-	path := Path(t.TempDir(), "projects/a b", "sam")
+	path := Path(t.TempDir(), "sam")
 	l := open(t, path)
 	if _, err := os.Stat(filepath.Dir(filepath.Dir(path))); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("Open made directories: %v", err)
@@ -112,9 +112,9 @@ func TestLife(t *testing.T) {
 
 func TestModes(t *testing.T) {
 	state := t.TempDir()
-	path := Path(state, "a", "sam")
+	path := Path(state, "sam")
 	ok(t, open(t, path).Sending([]Entry{{refMain, oidA}}))
-	for p, want := range map[string]os.FileMode{path: 0o600, filepath.Dir(path): 0o700, filepath.Join(state, "peers"): 0o700} {
+	for p, want := range map[string]os.FileMode{path: 0o600, filepath.Dir(path): 0o700, Dir(state): 0o700} {
 		fi, err := os.Stat(p)
 		ok(t, err)
 		if fi.Mode().Perm() != want {
@@ -125,7 +125,7 @@ func TestModes(t *testing.T) {
 
 // A sync that finds nothing new writes nothing; nor does a push repeated for ever.
 func TestOnlyNews(t *testing.T) {
-	path := Path(t.TempDir(), "a", "sam")
+	path := Path(t.TempDir(), "sam")
 	l := open(t, path)
 	ok(t, l.Confirm([]Entry{{refX, zero}}))
 	ok(t, l.Confirm(nil))
@@ -147,7 +147,7 @@ func TestOnlyNews(t *testing.T) {
 }
 
 func TestRefusesWhatItCouldNotRead(t *testing.T) {
-	l := open(t, Path(t.TempDir(), "a", "sam"))
+	l := open(t, Path(t.TempDir(), "sam"))
 	for _, e := range []Entry{{"", oidA}, {"main", oidA}, {"refs/", oidA}, {"refs/a b", oidA}, {"refs/a\nb", oidA}, {"refs/" + strings.Repeat("x", 1<<16), oidA}, {refMain, ""}, {refMain, oidA[1:]},
 		{refMain, strings.ToUpper(oidA)}, {refMain, "ref:" + refX}, {"HEAD", "ref:"}, {"HEAD", "ref:main"}, {"HEAD", "!" + oidA}, {"HEAD", "!!ref:" + refX}} {
 		if l.Sending([]Entry{{refX, oidA}, e}) == nil || l.Confirm([]Entry{e}) == nil {
@@ -182,7 +182,7 @@ func TestCorrupt(t *testing.T) {
 // The file cut at every byte of the last append: what was there before is there still, the
 // cut line is forgotten and makes no trouble later.
 func TestTornAppend(t *testing.T) {
-	path := Path(t.TempDir(), "a", "sam")
+	path := Path(t.TempDir(), "sam")
 	l := open(t, path)
 	ok(t, l.Sending([]Entry{{refMain, oidA}}))
 	ok(t, l.Confirm([]Entry{{refMain, oidA}}))
@@ -216,7 +216,7 @@ func limitFileSize(t *testing.T, n int) (lift func()) {
 }
 
 func TestDiskFull(t *testing.T) {
-	path := Path(t.TempDir(), "a", "sam")
+	path := Path(t.TempDir(), "sam")
 	l := open(t, path)
 	ok(t, l.Sending([]Entry{{refMain, oidA}}))
 	before := read(t, path)
@@ -233,7 +233,7 @@ func TestDiskFull(t *testing.T) {
 }
 
 func TestCompaction(t *testing.T) {
-	path := Path(t.TempDir(), "a", "sam")
+	path := Path(t.TempDir(), "sam")
 	l := open(t, path)
 	l.spare = 20
 	ok(t, l.Sending([]Entry{{"refs/heads/kept", oidC}}))
@@ -259,7 +259,7 @@ func TestCompaction(t *testing.T) {
 
 // A compaction that cannot be done loses nothing, disturbs no push and is not hidden.
 func TestCompactionFails(t *testing.T) {
-	path := Path(t.TempDir(), "a", "sam")
+	path := Path(t.TempDir(), "sam")
 	l := open(t, path)
 	l.spare = 4
 	ok(t, os.MkdirAll(path+tmpSuffix+"/in the way", 0o700))
@@ -277,36 +277,37 @@ func TestCompactionFails(t *testing.T) {
 }
 
 func TestPath(t *testing.T) {
-	long := strings.Repeat("ä/", 40)
 	seen := map[string]string{}
-	for _, c := range [][2]string{{"a", "sam"}, {"a/b", "sam"}, {"a%2Fb", "sam"}, {"a", "sam2"}, {"@a+b", "sam"}, {".", "sam"}, {"..", "sam"}, {"", "sam"}, {"%", "sam"},
-		{long, "sam"}, {long + "x", "sam"}, {"a", ".."}, {"a", "."}, {"a", ""}, {"a", "x/../.."}, {"a", long}} {
-		path := Path("/state", c[0], c[1])
-		if dir := filepath.Dir(filepath.Dir(path)); dir != "/state/peers" || len(filepath.Base(path)) > 210 {
-			t.Errorf("%q at %q is kept in %s", c[0], c[1], path)
+	for _, peer := range []string{"sam", "sam2", ".", "..", "", "%", "%.", "a/b", "a%2Fb", "x/../.."} {
+		path := Path("/repo.git", peer)
+		if dir := filepath.Dir(path); dir != "/repo.git/mirror-shell/peers" {
+			t.Errorf("%q is kept in %s", peer, path)
 		}
 		if other, twice := seen[path]; twice {
-			t.Errorf("%q and %q are both %s", c, other, path)
+			t.Errorf("%q and %q are both %s", peer, other, path)
 		}
-		seen[path] = fmt.Sprint(c)
+		seen[path] = peer
 	}
-	if got := Path("/state", "projects/ip1", "sam"); got != "/state/peers/sam/projects%2Fip1.refs" {
+	if got := Path("/repo.git", "sam"); got != "/repo.git/mirror-shell/peers/sam.refs" {
 		t.Error(got)
 	}
 }
 
 func TestRemove(t *testing.T) {
-	state := t.TempDir()
-	ok(t, Remove(state, "a"))
+	repo := t.TempDir()
+	ok(t, Remove(repo))
 	for _, peer := range []string{"sam", "gollum"} {
-		for _, name := range []string{"a", "b"} {
-			ok(t, open(t, Path(state, name, peer)).Sending([]Entry{{refMain, oidA}}))
-		}
+		ok(t, open(t, Path(repo, peer)).Sending([]Entry{{refMain, oidA}}))
 	}
-	ok(t, Remove(state, "a"))
-	left, _ := filepath.Glob(filepath.Join(state, "peers", "*", "*"))
-	if want := []string{Path(state, "b", "gollum"), Path(state, "b", "sam")}; !slices.Equal(left, want) {
+	ok(t, os.WriteFile(Path(repo, "sam")+".lock", nil, 0o600))
+	ok(t, open(t, Received(repo)).Sending([]Entry{{refMain, oidA}}))
+	ok(t, Remove(repo))
+	left, _ := filepath.Glob(filepath.Join(Dir(repo), "peers", "*"))
+	if want := []string{Path(repo, "sam") + ".lock"}; !slices.Equal(left, want) {
 		t.Errorf("left %v", left)
+	}
+	if _, err := os.Stat(Received(repo)); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -425,7 +426,7 @@ func FuzzLoad(f *testing.F) {
 }
 
 func BenchmarkPushOfOneAmong50000(b *testing.B) {
-	path := Path(b.TempDir(), "a", "sam")
+	path := Path(b.TempDir(), "sam")
 	l := open(b, path)
 	var entries []Entry
 	for i := range 50_000 {

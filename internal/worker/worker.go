@@ -194,14 +194,25 @@ func (c *command) forget(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := refset.Remove(c.server.StateDir, name); err != nil {
-		return err
+	_, repo, err := c.server.Find(name)
+	if err == nil {
+		err = forgetRefs(repo.Dir)
 	}
-	if err := os.Remove(refset.Received(c.server.StateDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, mirrorcfg.ErrNoRepo) {
 		return err
 	}
 	fmt.Fprintf(c.Stdout, "%s: %d jobs forgotten; the repository was not touched\n", name, n)
 	return nil
+}
+
+// forgetRefs removes what is remembered of a repository's copies, and of what its
+// master has set.
+func forgetRefs(dir string) error {
+	err := refset.Remove(dir)
+	if gone := os.Remove(refset.Received(dir)); !errors.Is(gone, fs.ErrNotExist) {
+		err = errors.Join(err, gone)
+	}
+	return err
 }
 
 // newPeers returns the peers, over connections that are kept, and what has to be

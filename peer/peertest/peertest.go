@@ -39,8 +39,9 @@ type Copy struct {
 	// nil, and what is said of divergent refs is not asked of the kind.
 	Repo *Repo
 	// Record is the file in which the kind remembers the copy's refs, line by
-	// line as in package refset; "" for a kind that has none.
-	Record string
+	// line as in package refset, for a source in that directory; nil for a kind
+	// that has none.
+	Record func(source string) string
 }
 
 // Fixture is a source and its copy.

@@ -361,11 +361,12 @@ func testMadeAnew(f *Fixture) {
 // the push and the record, or a power cut had taken the end of the file. With
 // what was being sent on record (that much is synced before the push), nothing looks foreign.
 func testRecordLost(f *Fixture) {
-	if f.Copy.Record == "" {
+	if f.Copy.Record == nil {
 		f.Skip("the kind keeps no record")
 	}
+	record := f.Copy.Record(f.Dir)
 	read := func() string {
-		data, err := os.ReadFile(f.Copy.Record)
+		data, err := os.ReadFile(record)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -384,7 +385,7 @@ func testRecordLost(f *Fixture) {
 		if cut > len(after) {
 			break
 		}
-		if err := os.WriteFile(f.Copy.Record, []byte(text[:len(text)-cut]), 0o600); err != nil {
+		if err := os.WriteFile(record, []byte(text[:len(text)-cut]), 0o600); err != nil {
 			f.Fatal(err)
 		}
 		// Rewritten here in the meantime, and so not contained.
