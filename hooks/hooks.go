@@ -1,7 +1,8 @@
 // Package hooks is what git runs in a mirrored repository when somebody pushes.
 //
 //	pre-receive    decides the role once more, whatever way the push came: on a
-//	               slave only the master's mirror push passes
+//	               slave only the master's mirror push passes, and what it would
+//	               destroy is kept first (package rescue)
 //	post-receive   on the master, writes one durable event to the inbox, wakes
 //	               the worker, tells the user, and waits for the peers that the
 //	               repository declares synchronous
@@ -99,7 +100,11 @@ func (h *Hook) PreReceive(ctx context.Context) int {
 	if err != nil {
 		return h.fatal(nil, fmt.Errorf("push refused: %s has a master, but whether this server is it cannot be told: %w", cfg.Name, err))
 	}
-	if err := decidePush(server.Hostname, cfg, h.Peer); err != nil {
+	err = decidePush(server.Hostname, cfg, h.Peer)
+	if err == nil {
+		err = h.receive(ctx, server, cfg)
+	}
+	if err != nil {
 		return h.fatal(server, err)
 	}
 	return h.next("pre-receive")
@@ -153,7 +158,7 @@ func (h *Hook) PostReceive(ctx context.Context) int {
 	} else if h.Peer == cfg.Master {
 		// What we knew of other servers from a time when we were the master must
 		// not decide what may be overwritten there when we are it again.
-		err := errors.Join(refset.Remove(h.Dir), h.received())
+		err := errors.Join(refset.Remove(h.Dir), h.received(server))
 		if err != nil { // the master is right to call its push a success
 			logError(server, "mirror push not recorded", err, "repository", cfg.Name)
 		}
@@ -189,6 +194,7 @@ func (h *Hook) queue(ctx context.Context, server *mirrorcfg.Server, cfg *mirrorc
 	if err != nil {
 		return h.notQueued(server, cfg.Name, err)
 	}
+	h.behind(server, cfg.Name, peers)
 	if len(synchronous) > 0 {
 		status = max(status, h.await(ctx, server, id, cfg.Name, synchronous))
 	}

@@ -43,9 +43,16 @@ func FuzzParseUpdates(f *testing.F) {
 	zero := strings.Repeat("0", 40)
 	f.Add([]byte(zero + " " + zero + " refs/heads/main\n"))
 	f.Fuzz(func(t *testing.T, updates []byte) {
-		entries, err := parseUpdates(updates)
-		if err == nil && len(entries) != strings.Count(string(updates), "\n") {
-			t.Errorf("%q reads as %v", updates, entries)
+		list, err := parseUpdates(updates)
+		if err != nil {
+			return
+		}
+		again := ""
+		for _, u := range list {
+			again += u.old + " " + u.new + " " + u.ref + "\n"
+		}
+		if again != string(updates) {
+			t.Errorf("%q reads as %v", updates, list)
 		}
 	})
 }

@@ -29,6 +29,9 @@ const (
 	SyncKey   = keyPrefix + "sync"
 )
 
+// hooksPathKey is git's own, and read with ours: it takes no process more.
+const hooksPathKey = "core.hookspath"
+
 // reserved are the keys that are no lists.
 var reserved = map[string]bool{"master": true, "redirectok": true, "refs": true, "metakeys": true}
 
@@ -40,6 +43,9 @@ type Repo struct {
 	// MetaKeys are the config keys that travel with the repository.
 	MetaKeys []string
 
+	// HooksPath is the value of core.hooksPath; "" when it is not set.
+	HooksPath string
+
 	// Refs is the value of gitolite.mirror.refs, which decides MirrorsRef.
 	Refs string
 
@@ -50,7 +56,7 @@ type Repo struct {
 
 // LoadRepo asks git for the repository's effective configuration: one process.
 func LoadRepo(ctx context.Context, name string, repo git.Repo) (*Repo, error) {
-	entries, err := repo.Config(ctx, `^gitolite\.mirror\.`)
+	entries, err := repo.Config(ctx, `^(gitolite\.mirror\.|core\.hookspath$)`)
 	if err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", name, err)
 	}
@@ -67,6 +73,9 @@ func LoadRepo(ctx context.Context, name string, repo git.Repo) (*Repo, error) {
 func ParseRepo(name string, entries []git.ConfigEntry) (*Repo, error) {
 	cfg := &Repo{Name: name, values: map[string]string{}}
 	for _, e := range entries {
+		if e.Key == hooksPathKey {
+			cfg.HooksPath = e.Value
+		}
 		key, ours := listKey(e.Key)
 		if !ours {
 			continue
@@ -128,8 +137,12 @@ func (c *Repo) MirrorsRef(name string) bool {
 	return !strings.HasPrefix(name, "refs/mirror/") && c.refs.match(name)
 }
 
-// MirroredRefs returns the mirrored ones among refs (name → object id).
+// MirroredRefs returns the mirrored ones among refs (name → object id); that is
+// refs itself, and no copy, when all are.
 func (c *Repo) MirroredRefs(refs map[string]string) map[string]string {
+	if c.mirrorsAll(refs) {
+		return refs
+	}
 	mirrored := make(map[string]string, len(refs))
 	for name, oid := range refs {
 		if c.MirrorsRef(name) {
@@ -137,6 +150,15 @@ func (c *Repo) MirroredRefs(refs map[string]string) map[string]string {
 		}
 	}
 	return mirrored
+}
+
+func (c *Repo) mirrorsAll(refs map[string]string) bool {
+	for name := range refs {
+		if !c.MirrorsRef(name) {
+			return false
+		}
+	}
+	return true
 }
 
 // MayRedirect reports whether the master (whose hostname is given) accepts

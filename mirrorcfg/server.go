@@ -26,6 +26,7 @@ type Server struct {
 	Queue  Queue                 `toml:"queue"`
 	Worker Worker                `toml:"worker"`
 	Guard  Guard                 `toml:"guard"`
+	Notify Notify                `toml:"notify"`
 	SSH    Listen                `toml:"ssh"`
 	HTTP   Listen                `toml:"http"`
 	Peers  map[string]PeerConfig `toml:"peer"`
@@ -63,6 +64,24 @@ type Worker struct {
 // Guard says which syncs wait for a person.
 type Guard struct {
 	MaxDeletePercent int `toml:"max_delete_percent"`
+	// KeepRescued is how long rescued refs are kept; 0: for ever.
+	KeepRescued Duration `toml:"keep_rescued"`
+}
+
+// Notify says who is told when a copy needs a person, and when it is well again.
+// Nobody is when neither Command nor Webhook is set.
+type Notify struct {
+	// Command is run with one event as JSON on its standard input.
+	Command []string `toml:"command"`
+	// Webhook is an address that one event as JSON is posted to. It may be a
+	// secret in itself: it is never part of a message.
+	Webhook string `toml:"webhook"`
+	// WebhookTokenFile holds a token that is sent with it, as a Bearer; read
+	// anew each time.
+	WebhookTokenFile string `toml:"webhook_token_file"`
+	// Lag is how long a copy may lack something before that is worth telling:
+	// also to who pushes, and to status --failing.
+	Lag Duration `toml:"lag"`
 }
 
 // Listen is a server that is off unless an address is set.
@@ -148,6 +167,7 @@ func Parse(file, text string) (*Server, error) {
 		StateDir: "~/.local/state/mirror-shell",
 		Worker:   Worker{Jobs: 8, JobsPerPeer: 4, StallTimeout: Duration(time.Minute), RetryMax: Duration(15 * time.Minute)},
 		Guard:    Guard{MaxDeletePercent: 50},
+		Notify:   Notify{Lag: Duration(time.Hour)},
 	}
 	md, err := toml.Decode(text, s)
 	if err != nil {
@@ -167,12 +187,13 @@ func knownKeys(key toml.Key) string {
 	tables := map[string]string{
 		"users": "authorize, exec", "accept": "create, delete", "queue": "url",
 		"worker": "jobs, jobs_per_peer, stall_timeout, retry_max",
-		"guard":  "max_delete_percent", "ssh": "listen", "http": "listen", "peer": "kind, url",
+		"notify": "command, webhook, webhook_token_file, lag",
+		"guard":  "max_delete_percent, keep_rescued", "ssh": "listen", "http": "listen", "peer": "kind, url",
 	}
 	if keys, ok := tables[key[0]]; ok && len(key) > 1 {
 		return keys
 	}
-	return "hostname, repo_base, state_dir, and the tables users, accept, queue, worker, guard, ssh, http, peer"
+	return "hostname, repo_base, state_dir, and the tables users, accept, queue, worker, guard, notify, ssh, http, peer"
 }
 
 // check makes paths absolute and refuses impossible values.
@@ -193,11 +214,11 @@ func (s *Server) check() error {
 		}
 		*dir = abs
 	}
-	return errors.Join(s.checkCommands(), s.checkGlobs(), s.checkWorker(), s.checkURLs(), s.checkPeers())
+	return errors.Join(s.checkCommands(), s.checkGlobs(), s.checkWorker(), s.checkURLs(), s.checkNotify(), s.checkPeers())
 }
 
 func (s *Server) checkCommands() error {
-	for key, argv := range map[string][]string{"users.authorize": s.Users.Authorize, "users.exec": s.Users.Exec} {
+	for key, argv := range map[string][]string{"users.authorize": s.Users.Authorize, "users.exec": s.Users.Exec, "notify.command": s.Notify.Command} {
 		if len(argv) > 0 && !filepath.IsAbs(argv[0]) {
 			return fmt.Errorf("%s: %q: name the program with its full path", key, argv[0])
 		}
@@ -229,6 +250,8 @@ func (s *Server) checkWorker() error {
 		return fmt.Errorf("worker.retry_max = %q: write at least \"1s\"", time.Duration(w.RetryMax))
 	case s.Guard.MaxDeletePercent < 0 || s.Guard.MaxDeletePercent > 100:
 		return fmt.Errorf("guard.max_delete_percent = %d: write a number from 0 to 100", s.Guard.MaxDeletePercent)
+	case s.Guard.KeepRescued != 0 && time.Duration(s.Guard.KeepRescued) < time.Hour:
+		return fmt.Errorf("guard.keep_rescued = %q: write at least \"1h\" (90 days are \"2160h\"), or \"0\" to keep them for ever", time.Duration(s.Guard.KeepRescued))
 	}
 	return nil
 }
@@ -252,6 +275,31 @@ func (s *Server) checkURLs() error {
 	// The value may carry a password: it is never part of a message.
 	if !postgresURL.MatchString(s.Queue.URL) {
 		return errors.New(`queue.url: write "postgres://USER@HOST/DATABASE", or leave it empty for SQLite in state_dir`)
+	}
+	return nil
+}
+
+// webhookURL is where a webhook may be: without encryption on this machine only.
+// A password belongs into the token's file, and never into a process list or a log.
+var webhookURL = regexp.MustCompile(`^(https://[^/\s@?#]+|http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?)([/?][^\s#]*)?$`)
+
+func (s *Server) checkNotify() error {
+	n := &s.Notify
+	if n.Webhook != "" && !webhookURL.MatchString(n.Webhook) { // it may be a secret
+		return errors.New(`notify.webhook: write "https://HOST/PATH", without user or password`)
+	}
+	if n.WebhookTokenFile != "" {
+		if n.Webhook == "" {
+			return errors.New("notify.webhook_token_file is set, and notify.webhook is not: set both, or neither")
+		}
+		abs, err := expandHome(n.WebhookTokenFile)
+		if err != nil {
+			return fmt.Errorf("notify.webhook_token_file: %w", err)
+		}
+		n.WebhookTokenFile = abs
+	}
+	if time.Duration(n.Lag) < time.Second {
+		return fmt.Errorf("notify.lag = %q: write at least \"1s\"", time.Duration(n.Lag))
 	}
 	return nil
 }

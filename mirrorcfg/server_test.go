@@ -20,7 +20,7 @@ func TestParseDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s.RepoBase != "/home/git/repositories" || s.StateDir != "/home/git/.local/state/mirror-shell" || s.Worker.Jobs != 8 ||
-		s.Worker.JobsPerPeer != 4 || time.Duration(s.Worker.StallTimeout) != time.Minute || time.Duration(s.Worker.RetryMax) != 15*time.Minute || s.Guard.MaxDeletePercent != 50 {
+		s.Worker.JobsPerPeer != 4 || time.Duration(s.Worker.StallTimeout) != time.Minute || time.Duration(s.Worker.RetryMax) != 15*time.Minute || s.Guard.MaxDeletePercent != 50 || time.Duration(s.Notify.Lag) != time.Hour {
 		t.Errorf("defaults: %+v", s)
 	}
 }
@@ -45,6 +45,12 @@ stall_timeout = "90s"
 retry_max = "1h"
 [guard]
 max_delete_percent = 10
+keep_rescued = "2160h"
+[notify]
+command = ["/usr/local/bin/tell", "--loud"]
+webhook = "https://chat.example.org/hooks/x?y=z"
+webhook_token_file = "/etc/mirror-shell/token"
+lag = "30m"
 [ssh]
 listen = "127.0.0.1:2222"
 [http]
@@ -77,7 +83,17 @@ func TestParseMistakes(t *testing.T) {
 		{`hostname = "f"` + "\n[worker]\nstall_timeout = \"1ms\"", "worker.stall_timeout", "at least"},
 		{`hostname = "f"` + "\n[worker]\nretry_max = \"-1s\"", "worker.retry_max", "at least"},
 		{`hostname = "f"` + "\n[guard]\nmax_delete_percent = 101", "guard.max_delete_percent", "0 to 100"},
+		{`hostname = "f"` + "\n[guard]\nkeep_rescued = \"90d\"", "90d", "duration"},
+		{`hostname = "f"` + "\n[guard]\nkeep_rescued = \"1m\"", "guard.keep_rescued", "2160h"},
 		{`hostname = "f"` + "\n[ssh]\nlisten = \"2222\"", "ssh.listen", "ADDRESS:PORT"},
+		{`hostname = "f"` + "\n[notify]\ncommand = [\"tell\"]", "notify.command", "full path"},
+		{`hostname = "f"` + "\n[notify]\nwebhook = \"http://chat/secret\"", "notify.webhook", "https://"},
+		{`hostname = "f"` + "\n[notify]\nwebhook = \"https://me:secret@chat/\"", "notify.webhook", "without user"},
+		{`hostname = "f"` + "\n[notify]\nwebhook = \"http://localhost.evil/secret\"", "notify.webhook", "https://"},
+		{`hostname = "f"` + "\n[notify]\nwebhook_token_file = \"/x\"", "notify.webhook_token_file", "set both"},
+		{`hostname = "f"` + "\n[notify]\nwebhook = \"https://x\"\nwebhook_token_file = \"x\"", "notify.webhook_token_file", "full path"},
+		{`hostname = "f"` + "\n[notify]\nlag = \"0s\"", "notify.lag", "at least"},
+		{`hostname = "f"` + "\n[notify]\nemail = \"x\"", "notify.email", "webhook_token_file"},
 		{`hostname = "f"` + "\n[http]\nlisten = \"localhost\"", "http.listen", "ADDRESS:PORT"},
 		{`hostname = "f"` + "\n[queue]\nurl = \"mysql://u:secret@h/d\"", "queue.url", "postgres://"},
 		{`hostname = "f"` + "\n[users]\nauthorize = [\"allow\"]", "users.authorize", "full path"},

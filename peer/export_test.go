@@ -4,5 +4,5 @@ import "time"
 
 // NewSSH makes an ssh peer that is reached in the test's own way.
 func NewSSH(name, hostname string, stall time.Duration, transport Transport) Peer {
-	return &sshPeer{name: name, hostname: hostname, stall: stall, transport: transport}
+	return &sshPeer{name: name, hostname: hostname, stall: stall, transport: transport, stock: &stockMemory{}, maxDelete: 50}
 }

@@ -23,8 +23,8 @@ type headSync struct {
 	foreign bool   // the peer was found not to take it, by this Sync
 }
 
-// before sends HEAD where that is news.
-func (h *headSync) before(ctx context.Context) error {
+// look finds out what there is to send.
+func (h *headSync) look(ctx context.Context) error {
 	target, err := h.src.Repo.Head(ctx)
 	switch {
 	case err != nil:
@@ -39,10 +39,18 @@ func (h *headSync) before(ctx context.Context) error {
 		return nil
 	}
 	h.target = target
-	switch known, _ := h.log.Confirmed("HEAD"); known {
-	case "ref:" + target:
+	return nil
+}
+
+// before sends HEAD where that is news.
+func (h *headSync) before(ctx context.Context) error {
+	if h.target == "" {
 		return nil
-	case "!ref:" + target:
+	}
+	switch known, _ := h.log.Confirmed("HEAD"); known {
+	case "ref:" + h.target:
+		return nil
+	case "!ref:" + h.target:
 		h.noteForeign()
 		return nil
 	}

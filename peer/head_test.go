@@ -16,7 +16,7 @@ func TestForeignPeer(t *testing.T) {
 	f, transport := newFixture(t, time.Minute)
 	transport.foreign = true
 	f.Commit("refs/heads/main")
-	for _, want := range []string{"mirror-meta info git-receive-pack", "git-receive-pack"} {
+	for _, want := range []string{"git-receive-pack mirror-meta info", "git-receive-pack"} {
 		if out := f.MustSync(); out.Note != "HEAD was not sent: sam does not take it" {
 			t.Errorf("note %q", out.Note)
 		}
@@ -27,7 +27,7 @@ func TestForeignPeer(t *testing.T) {
 	f.Git("symbolic-ref", "HEAD", "refs/heads/trunk")
 	f.Commit("refs/heads/trunk")
 	f.MustSync()
-	if verbs := transport.verbs(); verbs != "mirror-meta info git-receive-pack" {
+	if verbs := transport.verbs(); verbs != "git-receive-pack mirror-meta info" {
 		t.Errorf("commands sent: %s", verbs)
 	}
 	// Its own refs below refs/mirror/ are not hidden there, and not ours to delete.
@@ -47,12 +47,45 @@ func TestConnections(t *testing.T) {
 	t.Parallel()
 	f, transport := newFixture(t, time.Minute)
 	f.MustSync()
-	for _, want := range []string{"git-receive-pack", "mirror-meta git-receive-pack", "git-receive-pack", "git-receive-pack"} {
+	for _, want := range []string{"git-receive-pack", "git-receive-pack mirror-meta", "mirror-push git-receive-pack", "git-receive-pack"} {
 		if verbs := transport.verbs(); verbs != want {
 			t.Errorf("commands sent: %s, want %s", verbs, want)
 		}
 		f.Commit("refs/heads/main")
 		f.MustSync()
+	}
+}
+
+// Between our own servers one command does it all, and refs are shown only when
+// something is not as it was left.
+func TestCommandsQuick(t *testing.T) {
+	t.Parallel()
+	f, transport := newFixture(t, time.Minute)
+	transport.quick = true
+	f.Commit("refs/heads/main")
+	old := f.Commit("refs/heads/topic")
+	for i, c := range []struct {
+		change func()
+		want   string
+	}{
+		{func() {}, "git-receive-pack mirror-meta"},
+		{func() {}, "mirror-push"},
+		{func() { f.Commit("refs/heads/main"); f.Delete("refs/heads/topic") }, "mirror-push"},
+		{func() { f.Set("refs/heads/main", f.NewCommit()) }, "mirror-push"},
+		{func() { f.Set("refs/heads/other", old); f.Git("symbolic-ref", "HEAD", "refs/heads/other") }, "mirror-push"},
+		{func() { f.Copy.Repo.Set("refs/heads/main", old); f.Commit("refs/heads/main") }, "mirror-push git-receive-pack"},
+		{func() { f.Copy.Repo.Set("refs/heads/stray", old) }, "mirror-push git-receive-pack"},
+		{func() { f.Commit("refs/heads/main") }, "mirror-push"},
+	} {
+		c.change()
+		transport.verbs()
+		f.MustSync()
+		if verbs := transport.verbs(); verbs != c.want {
+			t.Errorf("%d: commands sent: %s, want %s", i, verbs, c.want)
+		}
+		if f.Copy.Head() != f.Head() {
+			t.Errorf("%d: HEAD is %s there and %s here", i, f.Copy.Head(), f.Head())
+		}
 	}
 }
 
@@ -97,7 +130,7 @@ func TestHeadRefused(t *testing.T) {
 	transport.wrap = nil
 	transport.verbs()
 	f.MustSync()
-	if verbs := transport.verbs(); verbs != "mirror-meta git-receive-pack" {
+	if verbs := transport.verbs(); verbs != "git-receive-pack mirror-meta" {
 		t.Errorf("commands sent: %s", verbs)
 	}
 }

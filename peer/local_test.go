@@ -15,8 +15,10 @@ import (
 	"go.uber.org/goleak"
 
 	"mirror-shell/internal/refset"
+	"mirror-shell/mirrorcfg"
 	"mirror-shell/peer"
 	"mirror-shell/peer/peertest"
+	"mirror-shell/shell"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,6 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type local struct {
 	copy    *peertest.Repo
 	foreign bool
+	quick   bool // has the verb mirror-push
 	// wrap, when set, may put a fault around the stream of a command.
 	wrap func(ctx context.Context, verb string, s *stream)
 
@@ -52,6 +55,10 @@ func (l *local) Open(ctx context.Context, host, command string, stderr io.Writer
 			l.copy.Git("symbolic-ref", "HEAD", meta.Head)
 			return nil
 		})
+	case verb == "mirror-push" && l.quick:
+		s = answer(ctx, cancel, func(in io.Reader, out io.Writer) error {
+			return l.taker(stderr).Serve(ctx, in, out)
+		})
 	case verb == "info" && !l.foreign:
 		s = answer(ctx, cancel, func(in io.Reader, out io.Writer) error {
 			_, err := io.WriteString(out, `{"hostname":"`+host+`","verbs":["mirror-meta"]}`)
@@ -67,6 +74,15 @@ func (l *local) Open(ctx context.Context, host, command string, stderr io.Writer
 		l.wrap(ctx, verb, s)
 	}
 	return s, nil
+}
+
+// taker is the slave's side of a quick push.
+func (l *local) taker(stderr io.Writer) *shell.PushTaker {
+	cfg, err := mirrorcfg.ParseRepo(peertest.Repository, nil)
+	if err != nil {
+		panic(err)
+	}
+	return &shell.PushTaker{Config: cfg, Repo: l.copy.Mirror(), Stderr: stderr, Env: peertest.Environ()}
 }
 
 // verbs returns and forgets which commands were sent.
@@ -162,6 +178,16 @@ func newFixture(t testing.TB, stall time.Duration) (*peertest.Fixture, *local) {
 		return c
 	})
 	return f, transport
+}
+
+// The same with the verb mirror-push. What it cannot do is left to git-receive-pack,
+// so nobody can tell the difference.
+func TestConformanceQuick(t *testing.T) {
+	peertest.Run(t, func(t testing.TB, format string) peertest.Copy {
+		c, transport := newLocal(t, format, time.Minute)
+		transport.quick = true
+		return c
+	})
 }
 
 func TestConformance(t *testing.T) {

@@ -83,14 +83,14 @@ func (r *syncRun) haves(ctx context.Context, commands []sendpack.Command, carefu
 			have = append(have, c.Old) // we sent it, or know found that our refs contain it
 		}
 	}
-	for ref, oid := range r.adv.Refs {
+	for ref, oid := range r.shown {
 		if here[oid] && (created || strings.HasPrefix(ref, "refs/heads/") && len(have) < maxHaves) {
 			have = append(have, oid)
 		} else if created {
 			others = append(others, oid)
 		}
 	}
-	if created {
+	if created && r.adv != nil {
 		others = append(others, r.adv.Haves...)
 	}
 	have = distinct(have)
@@ -125,12 +125,7 @@ func (r *syncRun) diagnose(ctx context.Context, failed *packFailure) (bad, have 
 	if err != nil {
 		return nil, nil, err
 	}
-	var want []string
-	for _, c := range failed.commands {
-		if c.New != r.zero {
-			want = append(want, c.New)
-		}
-	}
+	want := wanted(failed.commands, r.zero)
 	exists, err := r.src.Repo.Existing(ctx, want)
 	if err != nil {
 		return nil, nil, err

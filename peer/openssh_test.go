@@ -25,6 +25,7 @@ import (
 type site struct {
 	*peertest.Fixture
 	server *mirrorcfg.Server
+	peers  *peer.Peers
 	dir    string
 	git    string // the real one
 }
@@ -57,6 +58,7 @@ func newSite(t testing.TB) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.peers = &peer.Peers{Server: s.server, Transport: peer.OpenSSH{}}
 	if setter, ok := t.(interface{ Setenv(key, value string) }); ok {
 		setter.Setenv("PATH", s.dir+"/bin:"+os.Getenv("PATH"))
 		setter.Setenv("GIT_CONFIG_GLOBAL", "/dev/null")
@@ -114,7 +116,7 @@ func (s *site) killSleepers() {
 
 func (s *site) sync(ctx context.Context, job peer.Job) (string, error) {
 	var said bytes.Buffer
-	_, err := (&peer.Peers{Server: s.server, Transport: peer.OpenSSH{}}).Sync(ctx, job, &said)
+	_, err := s.peers.Sync(ctx, job, &said)
 	return said.String(), err
 }
 
@@ -165,6 +167,7 @@ func TestOpenSSH(t *testing.T) {
 	fails("trap '' TERM; "+s.sleeper("")+"; wait; wait", true, "stalled: nothing moved for 1s")
 	s.ssh("")
 	s.mustSync()
+	s.mustSync() // has found out that there is no mirror-push
 
 	// Somebody who inherits ssh's standard error, as the master of a shared connection did
 	// in old versions, does not turn success into failure.
@@ -224,6 +227,7 @@ func TestSyncsTakeTurns(t *testing.T) {
 	s.ssh("echo begin >>" + log + "; sleep 0.1")
 	s.Commit("refs/heads/main")
 	s.mustSync()
+	s.mustSync() // has found out that there is no mirror-push
 	if err := os.Remove(log); err != nil {
 		t.Fatal(err)
 	}
@@ -266,6 +270,7 @@ func TestProcesses(t *testing.T) {
 	s.Commit("refs/heads/main")
 	s.Commit("refs/heads/topic")
 	s.mustSync()
+	s.mustSync() // has found out that there is no mirror-push
 	trace := s.dir + "/trace"
 	s.program("git", fmt.Sprintf("for word; do case $word in -*) ;; *) echo $word >>%s; break;; esac; done\nexec %s \"$@\"\n", trace, s.git))
 	for _, c := range []struct {
@@ -273,13 +278,13 @@ func TestProcesses(t *testing.T) {
 		change func()
 		want   string
 	}{
-		{"nothing to do", func() {}, "config for-each-ref"},
-		{"one commit", func() { s.Commit("refs/heads/main") }, "config for-each-ref pack-objects"},
-		{"a new branch", func() { s.Set("refs/heads/new", s.Refs()["refs/heads/main"]) }, "config for-each-ref pack-objects"},
-		{"a rewritten branch", func() { s.Set("refs/heads/main", s.NewCommit()) }, "config for-each-ref pack-objects"},
-		{"a deletion", func() { s.Delete("refs/heads/new") }, "config for-each-ref"},
+		{"nothing to do", func() {}, "config"},
+		{"one commit", func() { s.Commit("refs/heads/main") }, "config pack-objects"},
+		{"a new branch", func() { s.Set("refs/heads/new", s.Refs()["refs/heads/main"]) }, "config pack-objects"},
+		{"a rewritten branch", func() { s.Set("refs/heads/main", s.NewCommit()) }, "config pack-objects"},
+		{"a deletion", func() { s.Delete("refs/heads/new") }, "config"},
 		{"an unknown value there", func() { s.Copy.Repo.Set("refs/heads/x", s.Refs()["refs/heads/topic"]) },
-			"config for-each-ref cat-file rev-list"},
+			"config cat-file rev-list"},
 	} {
 		c.change()
 		_ = os.Remove(trace)

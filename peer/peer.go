@@ -45,6 +45,8 @@ var (
 type Source struct {
 	Config *mirrorcfg.Repo
 	Repo   git.Repo
+	// Several is true when other peers get the same, perhaps at the same time.
+	Several bool
 }
 
 // Outcome is what a Sync that did not fail has to tell.
@@ -66,6 +68,9 @@ type Peers struct {
 	Server *mirrorcfg.Server
 	// Transport reaches ssh peers.
 	Transport Transport
+
+	stock stockMemory
+	packs packs
 }
 
 // Open returns the peer of that name.
@@ -77,7 +82,9 @@ func (p *Peers) Open(name string) (Peer, error) {
 	case "", "ssh":
 		return &sshPeer{
 			name: name, hostname: p.Server.Hostname,
-			stall: time.Duration(p.Server.Worker.StallTimeout), transport: p.Transport,
+			stall: time.Duration(p.Server.Worker.StallTimeout), transport: p.Transport, stock: &p.stock,
+			packs: &p.packs, stateDir: p.Server.StateDir,
+			maxDelete: p.Server.Guard.MaxDeletePercent,
 		}, nil
 	default:
 		return nil, fmt.Errorf("peer %s: kind %q is not available in this version: take [peer.%s] out of %s", name, kind, name, p.Server.File)
@@ -138,7 +145,7 @@ func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt string) e
 			entries = append(entries, refset.Entry{Ref: ref, OID: oid})
 		}
 	}
-	return errors.Join(log.Confirm(entries), log.Close())
+	return errors.Join(log.Confirm(entries), log.Close(), removeIfThere(heldFile(repo.Dir, name)))
 }
 
 // SetKnownHead corrects what we remember of a peer's HEAD ("" for none), after
@@ -200,7 +207,8 @@ func (p *Peers) Sync(ctx context.Context, job Job, say io.Writer) (Outcome, erro
 	if err != nil {
 		return Outcome{}, err
 	}
-	return opened.Sync(ctx, Source{Config: cfg, Repo: repo}, say)
+	slaves, _ := cfg.Expand(server.Hostname, mirrorcfg.SlavesKey, mirrorcfg.SyncKey) // a mistake there is the hook's to tell
+	return opened.Sync(ctx, Source{Config: cfg, Repo: repo, Several: len(slaves) > 1}, say)
 }
 
 // lock finds a repository, waits for the lock of (repository, peer) and returns

@@ -11,6 +11,8 @@ import (
 type plan struct {
 	commands  []sendpack.Command
 	divergent []sendpack.Command // what we would do, had the peer's value been known
+	rescued   []overwritten      // of commands, those that overwrite what is kept elsewhere
+	approved  bool               // by a person
 }
 
 // differences lists what separates the peer's refs from ours as commands from

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,28 +32,35 @@ type sshPeer struct {
 	hostname  string // ours
 	stall     time.Duration
 	transport Transport
+	stock     *stockMemory
+	packs     *packs // nil: packs are not shared
+	stateDir  string // where a shared pack may stand
+	maxDelete int    // percent of the peer's refs that may be deleted in one sync
 }
 
 // syncRun is the state of one Sync.
 type syncRun struct {
 	*sshPeer
-	src    Source
-	say    io.Writer
-	pulse  *pulse
-	log    *refset.Log
-	ours   map[string]string       // our mirrored refs
-	adv    *sendpack.Advertisement // of the latest connection, nil before
-	theirs map[string]string       // the peer's mirrored refs, kept up to date
-	zero   string
-	note   string
+	src     Source
+	say     io.Writer
+	pulse   *pulse
+	log     *refset.Log
+	ours    map[string]string       // our mirrored refs
+	adv     *sendpack.Advertisement // of the latest connection, nil before
+	format  string                  // the peer's object format, "" before it is known
+	theirs  map[string]string       // the peer's mirrored refs, kept up to date
+	shown   map[string]string       // every ref that the peer showed, or that is on record
+	zero    string
+	note    string
+	head    *headSync
+	headErr error
+	digest  func() string // of ours
+	early   *earlyConn    // nil: there is no quick way
+	heard   atomic.Bool   // the peer has said something to a quick push
 }
 
 // Sync implements Peer.
 func (p *sshPeer) Sync(ctx context.Context, src Source, say io.Writer) (Outcome, error) {
-	refs, err := src.Repo.Refs(ctx)
-	if err != nil {
-		return Outcome{}, err
-	}
 	log, err := refset.Open(refset.Path(src.Repo.Dir, p.name))
 	if err != nil {
 		return Outcome{}, fmt.Errorf("what is known of %s: %w", p.name, err)
@@ -59,11 +68,21 @@ func (p *sshPeer) Sync(ctx context.Context, src Source, say io.Writer) (Outcome,
 	defer log.Close()
 	ctx, pulse := watch(ctx, p.stall)
 	defer pulse.stop()
-	run := &syncRun{sshPeer: p, src: src, say: &oneAtATime{w: say}, pulse: pulse, log: log, ours: src.Config.MirroredRefs(refs)}
+	run := &syncRun{sshPeer: p, src: src, say: &oneAtATime{w: say}, pulse: pulse, log: log}
+	run.openEarly(ctx)
+	defer run.dropEarly()
+	local := pulse.pause()
+	refs, err := src.Repo.ReadRefs(ctx)
+	local()
+	if err != nil {
+		return Outcome{}, err
+	}
+	run.ours = src.Config.MirroredRefs(refs)
+	run.digest = sync.OnceValue(func() string { return digest.Of(run.ours) })
 	if err := run.sync(ctx); err != nil {
 		return Outcome{}, run.explain(ctx, err)
 	}
-	return Outcome{Digest: digest.Of(run.ours), Note: run.note}, nil
+	return Outcome{Digest: run.digest(), Note: run.note}, nil
 }
 
 // explain says why the context ended, instead of or before what came of it. A
@@ -73,7 +92,7 @@ func (r *syncRun) explain(ctx context.Context, err error) error {
 	switch {
 	case cause == nil || errors.Is(err, cause):
 		return err
-	case errors.Is(cause, errStalled) && r.adv == nil:
+	case errors.Is(cause, errStalled) && r.adv == nil && !r.heard.Load():
 		return fmt.Errorf("%s: %w: %w", r.name, ErrUnreachable, cause)
 	case errors.Is(cause, errStalled):
 		return fmt.Errorf("%s: %w", r.name, cause)
@@ -81,19 +100,22 @@ func (r *syncRun) explain(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", cause, err)
 }
 
-// sync sends HEAD, then the refs. What is wrong with HEAD alone is told, and
-// does not keep the refs back.
+// sync tries the quick way, and else sends HEAD and the refs. What is wrong with
+// HEAD alone is told, and does not keep the refs back.
 func (r *syncRun) sync(ctx context.Context) error {
-	head := headSync{syncRun: r}
-	headErr := head.before(ctx)
-	if headErr != nil && (errors.Is(headErr, ErrUnreachable) || ctx.Err() != nil) {
-		return headErr
+	r.head = &headSync{syncRun: r}
+	r.headErr = r.head.look(ctx)
+	if r.headErr == nil {
+		if done, err := r.quick(ctx, r.head.target); done {
+			return err
+		}
 	}
+	r.dropEarly()
 	err := r.sendRefs(ctx)
-	if headErr == nil {
-		headErr = head.after(ctx, err)
+	if r.headErr == nil {
+		r.headErr = r.head.after(ctx, err)
 	}
-	return also(err, headErr)
+	return also(err, r.headErr)
 }
 
 // sendRefs pushes, and once more when git could not make the pack, without the
@@ -136,16 +158,22 @@ func (r *syncRun) push(ctx context.Context, how attempt) error {
 	if err != nil {
 		return r.ended(conn, err)
 	}
-	r.adv, r.theirs = adv, r.src.Config.MirroredRefs(adv.Refs)
+	r.adv, r.format, r.shown, r.theirs = adv, adv.ObjectFormat, adv.Refs, maps.Clone(r.src.Config.MirroredRefs(adv.Refs))
 	local := r.pulse.pause() // the peer has nothing to say while we think
 	todo, err := r.plan(ctx, how.skip)
 	var have []string
 	if err == nil && len(todo.commands) > 0 {
-		if have, err = r.haves(ctx, todo.commands, how.careful); err == nil {
+		if have, err = r.haves(ctx, todo.commands, how.careful || len(todo.rescued) > 0); err == nil {
 			err = r.record(todo.commands)
 		}
 	}
 	local()
+	if err == nil && r.headErr == nil { // the guard has let it through
+		r.headErr = r.head.before(ctx)
+		if errors.Is(r.headErr, ErrUnreachable) || ctx.Err() != nil {
+			return r.headErr
+		}
+	}
 	if err != nil || len(todo.commands) == 0 {
 		// No matter when it fails: how the far side ends says more.
 		_ = sendpack.End(conn)
@@ -203,22 +231,18 @@ func (r *syncRun) ended(c *conn, err error) error {
 
 // plan compares the peer's refs with ours.
 func (r *syncRun) plan(ctx context.Context, skip map[string]bool) (plan, error) {
-	if len(r.ours) == 0 && len(r.theirs) > 0 {
-		return plan{}, fmt.Errorf("%w: %s is empty here and has %d refs on %s: if that is right, delete them there by hand",
-			ErrHeld, r.src.Config.Name, len(r.theirs), r.name)
-	}
-	if ours := objectFormat(r.ours); len(r.ours) > 0 && ours != r.adv.ObjectFormat {
+	if ours := objectFormat(r.ours); len(r.ours) > 0 && ours != r.format {
 		return plan{}, fmt.Errorf("%s is a %s repository on %s and %s here: make it anew there with git init --bare --object-format=%s",
-			r.src.Config.Name, r.adv.ObjectFormat, r.name, ours, ours)
+			r.src.Config.Name, r.format, r.name, ours, ours)
 	}
-	r.zero = strings.Repeat("0", oidLength(r.adv.ObjectFormat))
+	r.zero = strings.Repeat("0", oidLength(r.format))
 	diff := differences(r.ours, r.theirs, r.zero)
 	diff = slices.DeleteFunc(diff, func(c sendpack.Command) bool { return skip[c.Ref] })
 	k, err := r.know(ctx, diff)
 	if err != nil {
 		return plan{}, err
 	}
-	return decide(diff, r.zero, k), nil
+	return r.guarded(ctx, decide(diff, r.zero, k))
 }
 
 func oidLength(format string) int {
@@ -241,16 +265,17 @@ func objectFormat(refs map[string]string) string {
 
 // leftovers is the error for what a plan does not do, nil when it does all.
 func (r *syncRun) leftovers(p plan) error {
+	r.noteRescued(p)
 	if len(p.divergent) == 0 {
-		return nil
+		return r.useUp(p)
 	}
 	told := teller{say: r.say}
 	for _, c := range p.divergent {
 		told.line(describe(c, r.zero, "held: "+c.Old[:10]+" on "+r.name+" is not from here"))
 	}
 	told.end()
-	return fmt.Errorf("%w: %s on %s has commits that are not from %s (at %s): fetch them from there, or delete the ref there",
-		ErrHeld, refList(p.divergent), r.name, r.hostname, p.divergent[0].Old[:10])
+	reason := fmt.Sprintf("%s on %s has commits that are not from %s (at %s) and could not be fetched", refList(p.divergent), r.name, r.hostname, p.divergent[0].Old[:10])
+	return also(fmt.Errorf("%w: %s: save them by hand, and run mirror-shell approve %s %s", ErrHeld, reason, r.src.Config.Name, r.name), r.noteHeld([]string{reason}))
 }
 
 // record writes down what is about to be sent.
@@ -297,18 +322,13 @@ func (o *packOut) Write(p []byte) (int, error) {
 func (r *syncRun) send(ctx context.Context, conn *conn, todo plan, have []string) error {
 	ctx, stopPacking := context.WithCancel(ctx)
 	defer stopPacking()
-	var want []string
-	for _, c := range todo.commands {
-		if c.New != r.zero {
-			want = append(want, c.New)
-		}
-	}
+	want := wanted(todo.commands, r.zero)
 	options := git.PackOptions{Thick: r.adv.Caps.Has("no-thin"), NoOffsets: !r.adv.Caps.Has("ofs-delta")}
 	failed := make(chan error, 1)
 	pack := func(w io.Writer) error {
 		out := &packOut{w: w, begun: r.pulse.pause()}
 		defer out.begun()
-		err := r.src.Repo.Pack(ctx, out, want, have, options)
+		err := r.pack(ctx, out, want, have, options)
 		if proc.ExitCode(err) > 0 && !out.broken.Load() { // neither by our signal nor for want of a reader
 			failed <- err
 		}
@@ -331,6 +351,14 @@ func (r *syncRun) send(ctx context.Context, conn *conn, todo plan, have []string
 	default:
 	}
 	return end // nothing is confirmed: the peer may have done any of it, which the record remembers
+}
+
+// pack writes the pack of a push, which other pushes may share.
+func (r *syncRun) pack(ctx context.Context, w io.Writer, want, have []string, o git.PackOptions) error {
+	if r.packs == nil || !r.src.Several {
+		return r.src.Repo.Pack(ctx, w, want, have, o)
+	}
+	return r.packs.write(ctx, w, r.stateDir, r.src.Repo, want, have, o)
 }
 
 // judge confirms what the peer accepted and returns an error when that is not

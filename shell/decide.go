@@ -24,22 +24,28 @@ func NewUser(name string) (User, error) { return User{name}, mirrorcfg.CheckUser
 type Action int
 
 const (
-	Refuse   Action = iota // say Message, exit 1
-	Greet                  // info
-	RunGit                 // git VERB on the repository
-	Redirect               // pass the user's push on to Host
-	PushNow                // push the repository to Host in the foreground
-	SetMeta                // read metadata and store it
-	Digests                // tell Host the digests of its repositories
+	Refuse      Action = iota // say Message, exit 1
+	Greet                     // info
+	RunGit                    // git VERB on the repository
+	Redirect                  // pass the user's push on to Host
+	PushNow                   // push the repository to Host in the foreground
+	SetMeta                   // read metadata and store it
+	Digests                   // tell Host the digests of its repositories
+	TakePush                  // take a mirror push of Host without showing refs first
+	TellKnown                 // tell which values the master is known to have set
+	TellRescued               // tell what was rescued
 )
 
 // Decision is what becomes of a Request.
 type Decision struct {
 	Action  Action
 	Message string // Refuse: the reason, for a "fatal: " line; else a line for stderr, or ""
-	Host    string // Redirect, PushNow
+	Host    string // Redirect, PushNow, Digests, TakePush
 	Access  Access // what User needs besides; with Refuse, what they need to be told Message
 	User    User   // who acts, when it is a person
+	// AnyObject is for the master that fetches: it may have what was rescued here, by
+	// its id, though no ref is shown.
+	AnyObject bool
 }
 
 // Access is what [users] authorize is asked for.
@@ -68,7 +74,7 @@ func DecidePeer(f Facts, peer Peer, req Request) Decision {
 	switch req.Verb {
 	case Info:
 		return Decision{Action: Greet}
-	case ReceivePack, MirrorMeta:
+	case ReceivePack, MirrorMeta, MirrorPush, MirrorKnown, MirrorRescued:
 		return decideMirrorPush(f, peer, req)
 	case UploadPack:
 		return decideFetch(f, peer, req)
@@ -95,8 +101,15 @@ func decideMirrorPush(f Facts, peer Peer, req Request) Decision {
 		reason = "the master of " + req.Repo + " is " + f.Repo.Master
 	default:
 		d := Decision{Action: RunGit, Message: fmt.Sprintf("%s <=== (%s) ==== %s", f.Hostname, req.Repo, peer.name)}
-		if req.Verb == MirrorMeta {
+		switch req.Verb {
+		case MirrorMeta:
 			d = Decision{Action: SetMeta}
+		case MirrorPush:
+			d.Action, d.Host = TakePush, peer.name
+		case MirrorKnown:
+			d = Decision{Action: TellKnown}
+		case MirrorRescued:
+			d = Decision{Action: TellRescued}
 		}
 		return d
 	}
@@ -107,7 +120,7 @@ func decideMirrorPush(f Facts, peer Peer, req Request) Decision {
 // none of the peer's business.
 func decideFetch(f Facts, peer Peer, req Request) Decision {
 	if f.role() != mirrorcfg.Local && (f.Repo.Master == peer.name || f.Repo.Listed(f.Hostname, peer.name)) {
-		return Decision{Action: RunGit}
+		return Decision{Action: RunGit, AnyObject: f.Repo.Master == peer.name}
 	}
 	return refuse("%s ==//==> %s fetch rejected: %s is not mirrored to %s", f.Hostname, peer.name, req.Repo, peer.name)
 }

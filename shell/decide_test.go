@@ -115,10 +115,16 @@ func TestDecidePeer(t *testing.T) {
 		{"gollum", "mirror-meta 'sams'", no("frodo <==//== gollum mirror-push rejected: the master of sams is sam")},
 		{"sam", "mirror-meta 'mine'", no("frodo <==//== sam mirror-push rejected: frodo is the master of mine")},
 		{"sam", "mirror-meta 'local'", no("frodo <==//== sam mirror-push rejected: local is local")},
+		{"sam", "mirror-known 'sams'", Decision{Action: TellKnown}},
+		{"gollum", "mirror-known 'sams'", no("frodo <==//== gollum mirror-push rejected: the master of sams is sam")},
+		{"sam", "mirror-known 'mine'", no("frodo <==//== sam mirror-push rejected: frodo is the master of mine")},
+		{"sam", "mirror-rescued 'sams'", Decision{Action: TellRescued}},
+		{"gollum", "mirror-rescued 'sams'", no("frodo <==//== gollum mirror-push rejected: the master of sams is sam")},
+		{"sam", "mirror-rescued 'local'", no("frodo <==//== sam mirror-push rejected: local is local")},
 		{"sam", "mirror-meta 'gone'", no("frodo <==//== sam mirror-push rejected: gone does not exist here: create it, and set gitolite.mirror.master = sam")},
 
 		// git-upload-pack: the master, and whoever is in a list.
-		{"sam", "git-upload-pack 'sams'", Decision{Action: RunGit}},
+		{"sam", "git-upload-pack 'sams'", Decision{Action: RunGit, AnyObject: true}},
 		{"gollum", "git-upload-pack 'sams'", Decision{Action: RunGit}},
 		{"sam", "git-upload-pack 'mine'", Decision{Action: RunGit}},
 		{"gimli", "git-upload-pack 'mine'", Decision{Action: RunGit}},

@@ -21,13 +21,16 @@ const (
 	RequestPush   Verb = "request-push"
 	MirrorMeta    Verb = "mirror-meta"
 	MirrorDigest  Verb = "mirror-digest"
+	MirrorPush    Verb = "mirror-push"
+	MirrorKnown   Verb = "mirror-known"
+	MirrorRescued Verb = "mirror-rescued"
 	// RedirectedPush is a user's push that a slave passes on to the master:
 	// USER=alice SOC=git-receive-pack 'REPO'.
 	RedirectedPush Verb = "USER="
 )
 
 // peerVerbs are announced by `info --json`.
-var peerVerbs = []Verb{Info, ReceivePack, UploadPack, RequestPush, RedirectedPush, MirrorMeta, MirrorDigest}
+var peerVerbs = []Verb{Info, ReceivePack, UploadPack, RequestPush, RedirectedPush, MirrorMeta, MirrorDigest, MirrorPush, MirrorKnown, MirrorRescued}
 
 // Request is one parsed command. Repo and User have passed their grammars.
 type Request struct {
@@ -85,7 +88,7 @@ func Parse(command string) (Request, error) {
 			return Request{}, errors.New("mirror-digest takes no arguments")
 		}
 		return Request{Verb: v}, nil
-	case ReceivePack, UploadPack, UploadArchive, RequestPush, MirrorMeta:
+	case ReceivePack, UploadPack, UploadArchive, RequestPush, MirrorMeta, MirrorPush, MirrorKnown, MirrorRescued:
 		repo, err := parseRepo(rest)
 		return Request{Verb: v, Repo: repo}, err
 	}

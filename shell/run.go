@@ -10,10 +10,12 @@ import (
 	"log/slog"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -33,7 +35,18 @@ type Session struct {
 	// status. Under sshd it replaces this process and does not return.
 	Exec func(ctx context.Context, env []string, argv ...string) (int, error)
 
+	// BeginPush does the hooks' part of a push by the verb mirror-push; see PushTaker.
+	// Where it is nil, git runs the hooks.
+	BeginPush func(context.Context, Push, []sendpack.Command) (settings []string, done func(), err error)
+
 	patience time.Duration // for the authorize command; 0: authorizeTimeout
+}
+
+// Push is a push of the master that was allowed.
+type Push struct {
+	Config *mirrorcfg.Repo
+	Repo   git.Repo
+	Peer   string
 }
 
 // ServePeer carries out the command of a peer and returns the exit status.
@@ -51,7 +64,7 @@ func (s *Session) ServePeer(ctx context.Context, peer Peer) int {
 	if d.User.name != "" { // a redirected push is the user's, and has the user's rights
 		env = []string{mirrorcfg.EnvUser + "=" + d.User.name}
 	}
-	return s.run(ctx, who, d, req, repo, env, peer.name)
+	return s.run(ctx, who, d, req, facts, repo, env, peer.name)
 }
 
 // ServeUser carries out the command of a user and returns the exit status.
@@ -67,7 +80,7 @@ func (s *Session) ServeUser(ctx context.Context, user User) int {
 		return s.refuse(who, err)
 	}
 	env := []string{mirrorcfg.EnvUser + "=" + user.name}
-	return s.run(ctx, who, DecideUser(facts, user, req), req, repo, env, user.name)
+	return s.run(ctx, who, DecideUser(facts, user, req), req, facts, repo, env, user.name)
 }
 
 // prepare parses the command and looks up what the decision needs. With an
@@ -108,7 +121,7 @@ func (s *Session) refuse(who string, reason error) int {
 	return 1
 }
 
-func (s *Session) run(ctx context.Context, who string, d Decision, req Request, repo git.Repo, env []string, name string) int {
+func (s *Session) run(ctx context.Context, who string, d Decision, req Request, facts Facts, repo git.Repo, env []string, name string) int {
 	if err := s.authorize(ctx, d, req); err != nil {
 		return s.refuse(who, err)
 	}
@@ -123,15 +136,21 @@ func (s *Session) run(ctx context.Context, who string, d Decision, req Request, 
 	case Greet:
 		return s.greet(ctx, name, d.User, req)
 	case SetMeta:
-		if err := s.setMeta(ctx, repo); err != nil {
-			return s.refuse(who, err)
-		}
-		return 0
+		return s.told(who, s.setMeta(ctx, repo))
+	case TellKnown:
+		return s.told(who, s.tellKnown(repo))
+	case TellRescued:
+		return s.told(who, s.tellRescued(ctx, repo))
 	case Redirect:
 		redirected := Request{Verb: RedirectedPush, User: d.User.name, Repo: req.Repo}
 		return s.exec(ctx, who, proc.Env(), proc.SSH(d.Host, redirected.Command())...)
 	case Digests:
 		return s.exec(ctx, who, proc.Env(), s.Mirrord, "--config", s.Server.File, "mirror-digest", "--", d.Host)
+	case TakePush:
+		if err := s.takePush(ctx, Push{facts.Repo, repo, d.Host}, proc.Env(append(env, s.gitEnv(req)...)...)); err != nil {
+			return s.refuse(who, err)
+		}
+		return 0
 	case PushNow:
 		return s.exec(ctx, who, proc.Env(), s.Mirrord, "--config", s.Server.File, "request-push", "--fg", "--", req.Repo, d.Host)
 	}
@@ -143,7 +162,7 @@ var gitProtocol = regexp.MustCompile(`^[a-z0-9=:.-]{1,64}$`)
 
 // runGit hands the session to git, or to the program that [users] exec names.
 func (s *Session) runGit(ctx context.Context, who string, d Decision, req Request, repo git.Repo, env []string) int {
-	env = append(env, mirrorcfg.EnvConfig+"="+s.Server.File, "GL_REPO="+req.Repo)
+	env = append(env, s.gitEnv(req)...)
 	if gitProtocol.MatchString(s.GitProtocol) {
 		env = append(env, "GIT_PROTOCOL="+s.GitProtocol)
 	}
@@ -158,7 +177,42 @@ func (s *Session) runGit(ctx context.Context, who string, d Decision, req Reques
 			return s.exec(ctx, who, proc.Env(env...), append(append([]string{}, cmd...), d.User.name)...)
 		}
 	}
-	return s.exec(ctx, who, proc.Env(env...), gitArgs(verb, repo.Dir, d.User.name == "")...)
+	argv := gitArgs(verb, repo.Dir, d.User.name == "")
+	if d.AnyObject { // with version 2 of the protocol, everybody may; a server need not take that
+		argv = slices.Insert(argv, 1, "-c", "uploadpack.allowAnySHA1InWant=true")
+	}
+	return s.exec(ctx, who, proc.Env(env...), argv...)
+}
+
+// told is the exit status of what a session did itself.
+func (s *Session) told(who string, err error) int {
+	if err != nil {
+		return s.refuse(who, err)
+	}
+	return 0
+}
+
+// takePush takes a push of the master without showing refs first.
+func (s *Session) takePush(ctx context.Context, push Push, env []string) error {
+	taker := PushTaker{Config: push.Config, Repo: push.Repo, Stderr: s.Stderr, Env: env}
+	if s.BeginPush != nil {
+		taker.Begin = func(ctx context.Context, commands []sendpack.Command) ([]string, func(), error) {
+			return s.BeginPush(ctx, push, commands)
+		}
+	}
+	return taker.Serve(ctx, s.Stdin, s.Stdout)
+}
+
+// gitEnv is what the hooks of a push find in their environment.
+func (s *Session) gitEnv(req Request) []string {
+	return []string{mirrorcfg.EnvConfig + "=" + s.Server.File, "GL_REPO=" + req.Repo}
+}
+
+// mirrorReceive is the git command that takes a mirror push, with more settings
+// ("-c", "NAME=VALUE", …).
+func mirrorReceive(dir string, settings ...string) []string {
+	argv := gitArgs(ReceivePack, dir, true)
+	return slices.Insert(argv, 1, settings...)
 }
 
 // gitArgs is the git command for a verb. Rescued commits are hidden from
@@ -170,7 +224,8 @@ func gitArgs(verb Verb, dir string, peer bool) []string {
 	switch verb {
 	case ReceivePack:
 		if peer {
-			argv = append(argv, "-c", "receive.denyNonFastForwards=false", "-c", "receive.denyDeletes=false")
+			argv = append(argv, "-c", "receive.denyNonFastForwards=false", "-c", "receive.denyDeletes=false",
+				"-c", "receive.denyDeleteCurrent=ignore")
 		}
 		return append(argv, "receive-pack", "--", dir)
 	case UploadPack:

@@ -21,11 +21,11 @@ func TestRunGit(t *testing.T) {
 	hide := []string{"git", "-c", "transfer.hideRefs=refs/mirror"}
 
 	r := s.session("git-receive-pack 'sams'").peer(t, "sam")
-	r.ran(t, append(hide, "-c", "receive.denyNonFastForwards=false", "-c", "receive.denyDeletes=false", "receive-pack", "--", sams)...)
+	r.ran(t, append(hide, "-c", "receive.denyNonFastForwards=false", "-c", "receive.denyDeletes=false", "-c", "receive.denyDeleteCurrent=ignore", "receive-pack", "--", sams)...)
 	if got, want := r.err.String(), "frodo <=== (sams) ==== sam\n"; got != want {
 		t.Errorf("told %q, want %q", got, want)
 	}
-	s.session("git-upload-pack 'sams'").peer(t, "sam").ran(t, append(hide, "upload-pack", "--strict", "--", sams)...)
+	s.session("git-upload-pack 'sams'").peer(t, "sam").ran(t, append([]string{"git", "-c", "uploadpack.allowAnySHA1InWant=true"}, append(hide[1:], "upload-pack", "--strict", "--", sams)...)...)
 	s.session("git-upload-pack '/a/mine.git'").user(t, "alice").ran(t, append(hide, "upload-pack", "--strict", "--", mine)...)
 	s.session("git-upload-archive 'a/mine'").user(t, "alice").ran(t, append(hide, "upload-archive", mine)...)
 	// The rules that a repository has for users hold for a redirected push too.

@@ -17,17 +17,33 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// arena is the servers and people of all cases.
-type arena struct {
-	*testenv.Env
-	t                  *testing.T
-	frodo, sam, gollum *testenv.Server
-	alice              *testenv.Client
-	work               string // alice's clone
-	commits            int
+// entry is something to measure, which may be more than one case.
+type entry struct {
+	name string
+	slow bool // takes many minutes, most of them to make repositories
+	run  func(rounds int) []bench.Case
 }
 
-// TestBench prints the table. It checks nothing: a noisy machine is no failure.
+// entries are all there is to measure. Names of cases begin with the entry's.
+func (a *arena) entries() []entry {
+	one := func(run func(int) bench.Case) func(int) []bench.Case {
+		return func(rounds int) []bench.Case { return []bench.Case{run(rounds)} }
+	}
+	return []entry{
+		{"start-up", false, one(a.startUp)},
+		{"hooks", false, one(a.hooks)},
+		{"push returned → two slaves equal", false, one(a.slavesEqual)},
+		{"one-commit sync", false, a.oneCommit},
+		{"burst", false, a.burst},
+		{"one of 50,000 refs changed", false, one(a.manyRefs)},
+		{"1,000 unchanged repositories", false, func(rounds int) []bench.Case { return a.unchanged(rounds, 1000) }},
+		{"10,000 unchanged repositories", true, func(rounds int) []bench.Case { return a.unchanged(min(rounds, 3), 10000) }},
+		{"memory of serve", true, one(a.memory)},
+	}
+}
+
+// TestBench prints the tables. A target missed is no failure: that is for a
+// person to judge, who knows how noisy the machine was.
 func TestBench(t *testing.T) {
 	if os.Getenv("MIRROR_SHELL_BENCH") == "" {
 		t.Skip("run it with make bench")
@@ -39,18 +55,19 @@ func TestBench(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	env := testenv.New(t, "frodo", "sam", "gollum")
-	a := &arena{Env: env, t: t, frodo: env.Server(t, "frodo"), sam: env.Server(t, "sam"), gollum: env.Server(t, "gollum"), alice: env.AddUser(t, "alice")}
-	a.work = filepath.Join(a.alice.Dir, "work")
-	a.alice.Git(t, a.alice.Dir, "init", "-q", a.work)
-
-	cases := []bench.Case{a.startUp(rounds * 2), a.hooks(rounds), a.slavesEqual(rounds)}
-	cases = append(cases, a.burst(max(1, rounds/5))...)
-	cases = append(cases, a.unchanged(rounds, 1000))
-	if !testing.Short() { // making twenty thousand repositories takes minutes
-		cases = append(cases, a.unchanged(3, 10000))
+	a := &arena{t: t}
+	chosen := choose(t, a.entries(), os.Getenv("MIRROR_SHELL_BENCH_ONLY"))
+	a.setUp()
+	var cases []bench.Case
+	for _, e := range chosen {
+		for _, c := range e.run(rounds) {
+			if err := c.Print(os.Stdout); err != nil {
+				t.Fatal(err)
+			}
+			cases = append(cases, c)
+		}
 	}
-	if err := bench.Print(os.Stdout, cases); err != nil {
+	if err := bench.PrintTargets(os.Stdout, cases); err != nil {
 		t.Fatal(err)
 	}
 	if file := os.Getenv("MIRROR_SHELL_BENCH_JSON"); file != "" {
@@ -64,6 +81,117 @@ func TestBench(t *testing.T) {
 		}
 	}
 }
+
+// choose returns the entries whose names contain a text.
+func choose(t *testing.T, all []entry, text string) []entry {
+	var chosen []entry
+	names := ""
+	for _, e := range all {
+		names += "\n\t" + e.name
+		if strings.Contains(e.name, text) && !(e.slow && testing.Short()) {
+			chosen = append(chosen, e)
+		}
+	}
+	if len(chosen) == 0 {
+		t.Fatalf("MIRROR_SHELL_BENCH_ONLY=%s: no case has that in its name; there are (some not with -short):%s", text, names)
+	}
+	return chosen
+}
+
+// arena is the servers and people of all cases.
+type arena struct {
+	*testenv.Env
+	t                  *testing.T
+	frodo, sam, gollum *testenv.Server
+	alice              *testenv.Client
+	work               string // alice's clone
+	commits            int
+	sockets            string // directory of ControlMaster's sockets
+}
+
+func (a *arena) setUp() {
+	t := a.t
+	a.Env = testenv.New(t, "frodo", "sam", "gollum")
+	a.frodo, a.sam, a.gollum = a.Server(t, "frodo"), a.Server(t, "sam"), a.Server(t, "gollum")
+	a.alice = a.AddUser(t, "alice")
+	a.work = filepath.Join(a.alice.Dir, "work")
+	a.alice.Git(t, a.alice.Dir, "init", "-q", a.work)
+	var err error
+	if a.sockets, err = os.MkdirTemp("/tmp", "cm"); err != nil { // a socket's path must be short
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(a.sockets) })
+	if err := os.Chmod(a.sockets, 0o1777); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// newSSH and controlMaster are the two ways to push with OpenSSH: git's
+// arguments before "push".
+func (a *arena) newSSH() []string { return []string{"-c", "core.sshCommand=ssh"} }
+func (a *arena) controlMaster() []string {
+	return []string{"-c", "core.sshCommand=ssh -oControlMaster=auto -oControlPersist=20 -oControlPath=" + a.sockets + "/%C"}
+}
+
+// commit adds a commit to alice's clone and returns its id.
+func (a *arena) commit() string {
+	a.commits++
+	a.alice.Git(a.t, a.work, "commit", "-q", "--allow-empty", "-m", fmt.Sprint(a.commits))
+	return strings.TrimSpace(a.alice.Git(a.t, a.work, "rev-parse", "HEAD"))
+}
+
+// push pushes alice's HEAD and returns how long that took.
+func (a *arena) push(url string) time.Duration {
+	began := time.Now()
+	a.alice.Git(a.t, a.work, "push", "-q", url, "HEAD:refs/heads/main")
+	return time.Since(began)
+}
+
+// commitIn adds a commit to main of a repository on a server, without a push and
+// so without hooks, and returns its id.
+func (a *arena) commitIn(s *testenv.Server, repo string) string {
+	a.commits++
+	tree := strings.TrimSpace(s.Git(a.t, repo, "hash-object", "-t", "tree", "-w", "/dev/null"))
+	argv := []string{"commit-tree", tree, "-m", fmt.Sprint(a.commits)}
+	if r := s.Run(a.t, "git", "--git-dir="+s.RepoDir(repo), "rev-parse", "-q", "--verify", "refs/heads/main"); r.Status == 0 {
+		argv = append(argv, "-p", strings.TrimSpace(r.Stdout))
+	}
+	oid := strings.TrimSpace(s.Git(a.t, repo, argv...))
+	s.Git(a.t, repo, "update-ref", "refs/heads/main", oid)
+	return oid
+}
+
+// removeHooks makes a repository of a server one that anybody could have.
+func (a *arena) removeHooks(s *testenv.Server, repo string) {
+	for _, hook := range []string{"pre-receive", "post-receive"} {
+		if err := os.Remove(filepath.Join(s.RepoDir(repo), "hooks", hook)); err != nil {
+			a.t.Fatal(err)
+		}
+	}
+}
+
+// arrived waits until servers have oid, and returns how long that took.
+func (a *arena) arrived(repo, oid string, servers ...*testenv.Server) time.Duration {
+	began := time.Now()
+	for _, s := range servers {
+		for deadline := began.Add(testenv.Timeout); !holds(s, repo, oid); time.Sleep(200 * time.Microsecond) {
+			if time.Now().After(deadline) {
+				a.t.Fatalf("%s does not get %s", s.Name, repo)
+			}
+		}
+	}
+	return time.Since(began)
+}
+
+// holds reports whether the server's main is at oid, looking at the file.
+func holds(s *testenv.Server, repo, oid string) bool {
+	data, err := os.ReadFile(filepath.Join(s.RepoDir(repo), "refs/heads/main"))
+	return err == nil && strings.TrimSpace(string(data)) == oid
+}
+
+// rest lets what runs in the background after a contestant's time has been taken
+// come to its end, so that it does not take the processor from the next one.
+func (a *arena) rest() { time.Sleep(500 * time.Millisecond) }
 
 // emptyProgram builds a Go program that does nothing.
 func (a *arena) emptyProgram() string {
@@ -87,13 +215,13 @@ func (a *arena) startUp(rounds int) bench.Case {
 		contestants = append(contestants, bench.Contestant{Name: name, Run: func() time.Duration {
 			c := cmd()
 			began := time.Now()
-			c.Run()
+			if err := c.Run(); err != nil {
+				a.t.Fatalf("%s: %v", name, err)
+			}
 			return time.Since(began)
 		}})
 	}
 	empty := a.emptyProgram()
-	local := filepath.Join(a.Root, "local.git")
-	exec.Command("git", "init", "-q", "--bare", local).Run()
 	add("empty Go program", func() *exec.Cmd { return exec.Command(empty) })
 	add("mirror-shell peer: info", func() *exec.Cmd {
 		cmd := a.frodo.Command(context.Background(), "mirror-shell", "peer", "sam")
@@ -111,218 +239,5 @@ func (a *arena) startUp(rounds int) bench.Case {
 	if info, err := os.Stat(empty); err == nil {
 		fmt.Printf("size of an empty Go program: %.1f MB\n", float64(info.Size())/1e6)
 	}
-	return bench.Measure("start-up", rounds, contestants...)
-}
-
-// commit adds a commit to alice's clone and returns its id.
-func (a *arena) commit() string {
-	a.commits++
-	a.alice.Git(a.t, a.work, "commit", "-q", "--allow-empty", "-m", fmt.Sprint(a.commits))
-	return strings.TrimSpace(a.alice.Git(a.t, a.work, "rev-parse", "HEAD"))
-}
-
-// push pushes alice's HEAD and returns how long that took.
-func (a *arena) push(url string) time.Duration {
-	began := time.Now()
-	a.alice.Git(a.t, a.work, "push", "-q", url, "HEAD:refs/heads/main")
-	return time.Since(began)
-}
-
-// hooks is what our two hooks add to a user's push, against two hooks that are
-// empty Go programs. The push is to a path, so that no ssh login hides the
-// difference; the peers are paused, so that nothing else runs beside it.
-func (a *arena) hooks(rounds int) bench.Case {
-	t := a.t
-	a.frodo.Serve(t)
-	defer a.frodo.StopServe(t)
-	for _, peer := range []string{"sam", "gollum"} {
-		a.frodo.MustRun(t, "mirror-shell", "pause", peer)
-		defer a.frodo.MustRun(t, "mirror-shell", "resume", peer)
-	}
-	a.CreateRepo(t, "hooked", map[string]string{"master": "frodo", "slaves": "sam gollum"}, "frodo")
-	a.CreateRepo(t, "emptyhooks", nil, "frodo")
-	a.CreateRepo(t, "plain", nil, "frodo")
-	empty := a.emptyProgram()
-	for _, repo := range []string{"emptyhooks", "plain"} {
-		for _, hook := range []string{"pre-receive", "post-receive"} {
-			path := filepath.Join(a.frodo.RepoDir(repo), "hooks", hook)
-			os.Remove(path)
-			if repo == "emptyhooks" {
-				if err := os.Symlink(empty, path); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-	}
-	local := filepath.Join(a.frodo.Home(), "work")
-	a.frodo.MustRun(t, "git", "init", "-q", local)
-	n := 0
-	push := func(repo string) func() time.Duration {
-		return func() time.Duration {
-			n++
-			a.frodo.MustRun(t, "git", "-C", local, "-c", "user.name=f", "-c", "user.email=f@example.org", "commit", "-q", "--allow-empty", "-m", fmt.Sprint(n))
-			began := time.Now()
-			a.frodo.MustRun(t, "git", "-C", local, "push", "-q", a.frodo.RepoDir(repo), "HEAD:refs/heads/main")
-			return time.Since(began)
-		}
-	}
-	return bench.Measure("hooks: added to a push", rounds,
-		bench.Contestant{Name: "ours, two slaves", Run: push("hooked")},
-		bench.Contestant{Name: "two empty Go hooks", Run: push("emptyhooks")},
-		bench.Contestant{Name: "push without hooks", Run: push("plain")}).Above()
-}
-
-// unchanged is what a look at n unchanged repositories costs, per repository,
-// against `git push --mirror` with a new connection and with a shared one.
-func (a *arena) unchanged(rounds, n int) bench.Case {
-	t := a.t
-	group := fmt.Sprintf("many%d", n)
-	oid := a.commit()
-	for _, s := range []*testenv.Server{a.frodo, a.sam} {
-		a.fill(s, group, oid, n)
-	}
-	perRepo := func(d time.Duration, n int) time.Duration { return d / time.Duration(n) }
-	sync := func() time.Duration {
-		began := time.Now()
-		out := a.frodo.MustRun(t, "mirror-shell", "sync", group+"/**")
-		took := time.Since(began)
-		if want := fmt.Sprintf("%d copies compared: %d equal", n, n); !strings.Contains(out, want) {
-			t.Fatalf("sync says %q, want %q", out, want)
-		}
-		return perRepo(took, n)
-	}
-	mirror := func(options string) func() time.Duration {
-		return func() time.Duration {
-			const sample = 5
-			began := time.Now()
-			for i := range sample {
-				a.frodo.MustRun(t, "git", "-c", "core.sshCommand=ssh "+options, "-C", a.frodo.RepoDir(fmt.Sprintf("%s/r%d", group, i)),
-					"push", "-q", "--mirror", fmt.Sprintf("sam:%s/r%d", group, i))
-			}
-			return perRepo(time.Since(began), sample)
-		}
-	}
-	sockets, err := os.MkdirTemp("/tmp", "cm") // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(sockets)
-	if err := os.Chmod(sockets, 0o1777); err != nil {
-		t.Fatal(err)
-	}
-	shared := "-oControlMaster=auto -oControlPersist=5 -oControlPath=" + sockets + "/%C"
-	time.Sleep(3 * time.Second) // older than the grain of time stamps
-	return bench.Measure(fmt.Sprintf("look at %d unchanged repositories, per repository", n), rounds,
-		bench.Contestant{Name: "mirror-shell sync", Run: sync},
-		bench.Contestant{Name: "git push --mirror, new ssh", Run: mirror("")},
-		bench.Contestant{Name: "git push --mirror, ControlMaster", Run: mirror(shared)})
-}
-
-// fill makes n repositories with one commit, as fast as the disk allows.
-func (a *arena) fill(s *testenv.Server, group, oid string, n int) {
-	t := a.t
-	a.CreateRepo(t, group+"/r0", map[string]string{"master": "frodo", "slaves": "sam"}, s.Name)
-	first := s.RepoDir(group + "/r0")
-	a.alice.Git(t, a.alice.Dir, "--git-dir="+first, "fetch", "-q", a.work, oid+":refs/heads/main") // as root; no hook runs
-	script := fmt.Sprintf("cd %s/.. && for i in $(seq 1 %d); do cp -a r0.git r$i.git; done && chown -R --reference=%s .", first, n-1, s.Home())
-	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-}
-
-// naiveHook is what people write: mirror pushes in the background, nothing kept.
-const naiveHook = `#!/bin/sh
-for slave in sam gollum; do
-	git push -q --mirror $slave:rival >/dev/null 2>&1 </dev/null &
-done
-`
-
-// slavesEqual is the time from the end of a user's push until both slaves have it.
-func (a *arena) slavesEqual(rounds int) bench.Case {
-	t := a.t
-	a.CreateRepo(t, "ip1", map[string]string{"master": "frodo", "slaves": "sam gollum"})
-	a.CreateRepo(t, "rival", map[string]string{"master": "frodo"}, "sam", "gollum")
-	a.CreateRepo(t, "rival", nil, "frodo")
-	hook := filepath.Join(a.frodo.RepoDir("rival"), "hooks/post-receive")
-	os.Remove(hook)
-	if err := os.WriteFile(hook, []byte(naiveHook), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	arrive := func(repo string) time.Duration {
-		oid := a.commit()
-		a.push("frodo:" + repo)
-		took := a.arrived(repo, oid)
-		if repo == "ip1" {
-			a.settle()
-		}
-		return took
-	}
-	return bench.Measure("push returned → two slaves equal", rounds,
-		bench.Contestant{Name: "serve", Run: func() time.Duration {
-			a.frodo.Serve(t)
-			defer a.frodo.StopServe(t)
-			arrive("ip1") // a daemon has been running for a while, and has its connections
-			return arrive("ip1")
-		}},
-		bench.Contestant{Name: "no daemon", Run: func() time.Duration { return arrive("ip1") }},
-		bench.Contestant{Name: "git push --mirror in a hook", Run: func() time.Duration { return arrive("rival") }},
-	)
-}
-
-// burst is what mirroring costs somebody who pushes a hundred times in a row,
-// and how long after the last push both slaves are equal.
-func (a *arena) burst(rounds int) []bench.Case {
-	t := a.t
-	const pushes = 100
-	a.CreateRepo(t, "burst", map[string]string{"master": "frodo", "slaves": "sam gollum"})
-	a.CreateRepo(t, "calm", nil, "frodo")
-	a.frodo.Serve(t)
-	defer a.frodo.StopServe(t)
-	settled := bench.Sample{Name: "equal after the last push"}
-	many := func(repo string, after func(oid string)) func() time.Duration {
-		return func() time.Duration {
-			var took time.Duration
-			oid := ""
-			for range pushes {
-				oid = a.commit()
-				took += a.push("frodo:" + repo)
-			}
-			after(oid)
-			return took / pushes
-		}
-	}
-	c := bench.Measure(fmt.Sprintf("%d pushes in a row, per push", pushes), rounds,
-		bench.Contestant{Name: "mirrored to two slaves", Run: many("burst", func(oid string) {
-			settled.Times = append(settled.Times, a.arrived("burst", oid))
-		})},
-		bench.Contestant{Name: "not mirrored", Run: many("calm", func(string) {})})
-	return []bench.Case{c, {Name: "after that burst", Samples: []bench.Sample{settled}}}
-}
-
-// arrived waits until both slaves have oid, and returns how long that took.
-func (a *arena) arrived(repo, oid string) time.Duration {
-	began := time.Now()
-	for _, s := range []*testenv.Server{a.sam, a.gollum} {
-		for deadline := began.Add(testenv.Timeout); !holds(s, repo, oid); time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				a.t.Fatalf("%s does not get %s", s.Name, repo)
-			}
-		}
-	}
-	return time.Since(began)
-}
-
-// settle waits until frodo's worker has nothing left to do and, if it is a
-// drain, has gone.
-func (a *arena) settle() {
-	testenv.Poll(func() bool {
-		return !strings.Contains(a.frodo.MustRun(a.t, "mirror-shell", "status", "ip1"), "running")
-	})
-	time.Sleep(300 * time.Millisecond)
-}
-
-// holds reports whether the server's main is at oid, looking at the file.
-func holds(s *testenv.Server, repo, oid string) bool {
-	data, err := os.ReadFile(filepath.Join(s.RepoDir(repo), "refs/heads/main"))
-	return err == nil && strings.TrimSpace(string(data)) == oid
+	return bench.Measure("start-up", rounds*2, contestants...)
 }

@@ -23,15 +23,17 @@ type Grammar struct {
 	Sync         SyncCmd        `cmd:"" help:"Compare repositories with their peers and push what differs; for cron."`
 	Status       StatusCmd      `cmd:"" help:"Show how far behind every copy is, and why."`
 	Doctor       DoctorCmd      `cmd:"" help:"Check this server and every peer, both ways, and say what to do."`
+	Rescued      RescuedCmd     `cmd:"" help:"List what mirror pushes would have destroyed on this server; show, restore or drop it."`
 	AddPeer      AddKeyCmd      `cmd:"" help:"Let a server in as a peer: the key file's name is the server's hostname, e.g. sam.pub."`
 	AddUser      AddKeyCmd      `cmd:"" help:"Let a user in: alice.pub, or alice@laptop.pub for another key of alice."`
 	RemovePeer   NameCmd        `cmd:"" help:"Remove a peer's keys."`
 	RemoveUser   NameCmd        `cmd:"" help:"Remove a user's keys, or one of them (alice@laptop)."`
 	ListKeys     ListKeysCmd    `cmd:"" help:"List the keys of peers and users."`
 	InstallHooks HooksCmd       `cmd:"" help:"Put the hooks into repositories; existing hooks are kept and go on running."`
+	Approve      ApproveCmd     `cmd:"" help:"Let a held sync through, once: make the peer like this server, whatever it loses by that."`
 	Pause        PeerArgCmd     `cmd:"" help:"Stop pushing to a peer; what arrives meanwhile is kept."`
 	Resume       PeerArgCmd     `cmd:"" help:"Push to a paused peer again."`
-	Forget       ForgetCmd      `cmd:"" help:"Forget the jobs and the memory of a repository, which itself is not touched; for one that is gone, or whose master has changed."`
+	Forget       RepoArgCmd     `cmd:"" help:"Forget the jobs and the memory of a repository, which itself is not touched; for one that is gone, or whose master has changed."`
 	Serve        struct{}       `cmd:"" help:"Run the worker (and the built-in ssh server, if configured) until ended."`
 	Drain        struct{}       `cmd:"" help:"Run the worker until nothing is left to do; for a timer, and started by the hook."`
 	Demo         DemoCmd        `cmd:"" help:"Show it all: three servers on this machine, real pushes, the result."`
@@ -50,11 +52,12 @@ type RequestPushCmd struct {
 	Targets []string `arg:"" optional:"" name:"peer|key" help:"Peers, and list keys such as gitolite.mirror.hourly. Default: gitolite.mirror.slaves."`
 }
 
-// SyncCmd is sync [--key KEY] [REPO|GLOB]...
+// SyncCmd is sync [--key KEY] [--pull-from PEER] [REPO|GLOB]...
 type SyncCmd struct {
 	DryRun       bool     `short:"n" help:"Only compare, and name what differs."`
 	Key          string   `help:"List key whose peers are compared (default: gitolite.mirror.slaves and gitolite.mirror.sync)." placeholder:"KEY"`
 	JSON         bool     `name:"json" help:"Print the result as JSON."`
+	PullFrom     string   `help:"First bring back here what this peer has of the repository: for a master that was restored from an older backup." placeholder:"PEER"`
 	Quiet        bool     `short:"q" help:"Print failures and the summary only when there are failures; for cron."`
 	Repositories []string `arg:"" optional:"" name:"repo|glob" help:"Repositories (default: all)."`
 }
@@ -62,7 +65,7 @@ type SyncCmd struct {
 // StatusCmd is status [REPO|GLOB]...
 type StatusCmd struct {
 	JSON         bool     `name:"json" help:"Print JSON."`
-	Failing      bool     `help:"Only what needs attention; exit status 1 when there is any."`
+	Failing      bool     `help:"Only what needs a person: what fails, is held, was never made, or is late by more than notify.lag in any state; exit status 1 when there is any."`
 	Repositories []string `arg:"" optional:"" name:"repo|glob" help:"Repositories (default: all)."`
 }
 
@@ -95,13 +98,19 @@ type HooksCmd struct {
 	Repositories []string `arg:"" optional:"" name:"repo" help:"Repositories."`
 }
 
+// ApproveCmd is approve REPO PEER.
+type ApproveCmd struct {
+	Repo string `arg:"" help:"Repository."`
+	Name string `arg:"" name:"peer" help:"Peer."`
+}
+
 // PeerArgCmd is pause and resume.
 type PeerArgCmd struct {
 	Name string `arg:"" name:"peer" help:"Peer."`
 }
 
-// ForgetCmd is forget REPO.
-type ForgetCmd struct {
+// RepoArgCmd is forget.
+type RepoArgCmd struct {
 	Repo string `arg:"" help:"Repository."`
 }
 

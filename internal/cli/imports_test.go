@@ -16,21 +16,24 @@ var allowed = map[string]string{
 	"cmd/pre-receive":  "hooks",
 	"cmd/post-receive": "hooks",
 
-	"internal/worker": "hooks internal/cli internal/digest internal/git internal/inbox internal/proc internal/queue internal/refset internal/status mirrorcfg peer shell",
-	"internal/cli":    "hooks internal/inbox internal/proc mirrorcfg shell",
+	"internal/worker": "hooks internal/cli internal/git internal/inbox internal/notify internal/proc internal/queue internal/refcache internal/refset internal/rescue internal/status mirrorcfg peer shell",
+	"internal/cli":    "hooks internal/git internal/inbox internal/proc internal/rescue internal/sendpack mirrorcfg shell",
 	"internal/status": "internal/proc internal/queue mirrorcfg",
+	"internal/notify": "internal/inbox internal/proc internal/queue mirrorcfg",
 
-	"hooks":         "internal/git internal/inbox internal/proc internal/refset mirrorcfg",
-	"shell":         "internal/git internal/proc mirrorcfg",
-	"peer":          "internal/digest internal/git internal/proc internal/refset internal/sendpack mirrorcfg",
+	"hooks":         "internal/git internal/inbox internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
+	"shell":         "internal/digest internal/git internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
+	"peer":          "internal/digest internal/git internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
 	"peer/peertest": "internal/digest internal/git internal/proc mirrorcfg peer",
 
 	"mirrorcfg":         "internal/git",
 	"internal/queue":    "internal/inbox",
 	"internal/git":      "internal/proc",
 	"internal/inbox":    "",
-	"internal/digest":   "internal/git mirrorcfg",
+	"internal/digest":   "",
+	"internal/refcache": "internal/digest internal/git mirrorcfg",
 	"internal/refset":   "",
+	"internal/rescue":   "internal/git internal/sendpack mirrorcfg",
 	"internal/sendpack": "",
 	"internal/proc":     "",
 	"internal/testenv":  "",
@@ -70,7 +73,7 @@ func TestImportOrder(t *testing.T) {
 // What stands in the user's way, or is started by sshd for every session, loads
 // nothing heavy.
 func TestLightPrograms(t *testing.T) {
-	heavy := []string{"modernc.org/", "database/sql", "github.com/go-git/", "github.com/jackc/", "gocloud.dev/"}
+	heavy := []string{"modernc.org/", "database/sql", "github.com/go-git/", "github.com/jackc/", "gocloud.dev/", "github.com/vbauerster/", "mirror-shell/internal/notify"}
 	heavier := append([]string{"golang.org/x/crypto/", "github.com/alecthomas/kong", "net/http"}, heavy...)
 	for program, not := range map[string][]string{"pre-receive": heavier, "post-receive": heavier, "mirror-shell": heavy} {
 		for _, dep := range goList(t, "-deps", "mirror-shell/cmd/"+program) {

@@ -13,6 +13,7 @@ import (
 
 	"mirror-shell/hooks"
 	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/shell"
 )
@@ -39,7 +40,26 @@ func (p *Program) forced(ctx context.Context) error {
 		Command: os.Getenv("SSH_ORIGINAL_COMMAND"), GitProtocol: os.Getenv("GIT_PROTOCOL"), From: os.Getenv("SSH_CONNECTION"),
 		Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Log: log, Exec: shell.ExecReplace,
 	}
+	s.BeginPush = func(ctx context.Context, push shell.Push, commands []sendpack.Command) ([]string, func(), error) {
+		return p.beginPush(ctx, s, push, commands)
+	}
 	return p.serve(ctx, s)
+}
+
+// beginPush does what our hooks would do in a push by the verb mirror-push. Where
+// there are none but ours, git is told to run none.
+func (p *Program) beginPush(ctx context.Context, s *shell.Session, push shell.Push, commands []sendpack.Command) ([]string, func(), error) {
+	duties := hooks.MirrorPush{Server: s.Server, Config: push.Config, Repo: push.Repo, Peer: push.Peer, Programs: p.Programs,
+		Warn: func(what string, err error) {
+			s.Log.Error(what, "error", err, "repository", push.Config.Name, "peer", push.Peer)
+			fmt.Fprintf(s.Stderr, "mirror-shell: %s: %s: %v\n", s.Server.Hostname, what, err)
+		}}
+	alone, err := duties.Begin(ctx, commands)
+	if err != nil || !alone {
+		duties.Close()
+		return nil, nil, err
+	}
+	return []string{"-c", "core.hooksPath=" + os.DevNull}, duties.Done, nil
 }
 
 // dropClientEnvironment forgets what a client could have sent, were sshd told to

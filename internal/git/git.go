@@ -37,8 +37,14 @@ func IsRepository(dir string) bool {
 // run runs `git --git-dir=DIR args…`. Naming the directory also means
 // that git looks nowhere else when it is damaged.
 func (r Repo) run(ctx context.Context, stdin io.Reader, stdout io.Writer, args ...string) (stderr string, err error) {
+	return r.runWith(ctx, nil, stdin, stdout, args...)
+}
+
+// runWith is run with more variables in git's environment.
+func (r Repo) runWith(ctx context.Context, env []string, stdin io.Reader, stdout io.Writer, args ...string) (stderr string, err error) {
 	argv := append([]string{"git", "--git-dir=" + r.Dir}, args...)
-	cmd := proc.Command(ctx, proc.Env("LC_ALL=C", "GIT_OPTIONAL_LOCKS=0", "GIT_NO_REPLACE_OBJECTS=1", "GIT_NO_LAZY_FETCH=1"), argv...)
+	env = append(proc.Env("LC_ALL=C", "GIT_OPTIONAL_LOCKS=0", "GIT_NO_REPLACE_OBJECTS=1", "GIT_NO_LAZY_FETCH=1"), env...)
+	cmd := proc.Command(ctx, env, argv...)
 	cmd.Stdin, cmd.Stdout = stdin, stdout // none: the null device
 	stderr, err = proc.Run(cmd)
 	if err != nil {
@@ -113,7 +119,7 @@ func (r Repo) Refs(ctx context.Context) (map[string]string, error) {
 	var out bytes.Buffer
 	stderr, err := r.run(ctx, nil, &out, "for-each-ref", "--format=%(objectname) %(refname)")
 	if err != nil {
-		return nil, fmt.Errorf("read refs: %w", err)
+		return nil, fmt.Errorf("read refs: %w: repair %s, or restore it (see git fsck); nothing is pushed or deleted until then", err, r.Dir)
 	}
 	if stderr != "" {
 		return nil, fmt.Errorf("read refs: git says %q: repair or delete that ref by hand (see git fsck); nothing is pushed or deleted until then", proc.OneLine(stderr, 300))
@@ -162,19 +168,13 @@ func (r Repo) SetHead(ctx context.Context, target string) error {
 // Existing returns which of the objects are in the repository. It opens their
 // headers: a zero-byte or corrupt loose object does not count.
 func (r Repo) Existing(ctx context.Context, oids []string) (map[string]bool, error) {
-	found := make(map[string]bool, len(oids))
-	if len(oids) == 0 {
-		return found, nil
+	types, err := r.Types(ctx, oids)
+	if err != nil {
+		return nil, err
 	}
-	var out bytes.Buffer
-	if _, err := r.run(ctx, lines(oids, ""), &out, "cat-file", "--batch-check=%(objectname) %(objecttype)", "--buffer"); err != nil {
-		return nil, fmt.Errorf("look up objects: %w", err)
-	}
-	for line := range strings.Lines(out.String()) {
-		oid, kind, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if kind != "missing" && !strings.HasPrefix(kind, "missing ") {
-			found[oid] = true
-		}
+	found := make(map[string]bool, len(types))
+	for oid := range types {
+		found[oid] = true
 	}
 	return found, nil
 }
@@ -184,24 +184,7 @@ func (r Repo) Existing(ctx context.Context, oids []string) (map[string]bool, err
 // blob counts as unreachable unless a tip is one that has it. An incomplete
 // history may be an error.
 func (r Repo) Unreachable(ctx context.Context, oids, tips []string) (map[string]bool, error) {
-	wanted := make(map[string]bool, len(oids))
-	for _, oid := range oids {
-		wanted[oid] = true
-	}
-	found := make(map[string]bool)
-	if len(oids) == 0 {
-		return found, nil
-	}
-	stdin := io.MultiReader(lines(oids, ""), lines(tips, "^"))
-	out := &lineWriter{line: func(oid string) {
-		if wanted[oid] {
-			found[oid] = true
-		}
-	}}
-	if _, err := r.run(ctx, stdin, out, "rev-list", "--objects", "--no-object-names", "--stdin"); err != nil {
-		return nil, fmt.Errorf("compare histories: %w", err)
-	}
-	return found, nil
+	return r.unreached(ctx, oids, tips, "--objects", "--no-object-names")
 }
 
 // lineWriter calls line for each line written to it that has an end.

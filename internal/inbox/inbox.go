@@ -24,6 +24,15 @@
 //
 // One file serves all peers of a push: each file costs two fsyncs in the user's way.
 //
+// # Notices and what is behind
+//
+// Two more kinds of file pass between the light programs and the worker in the same
+// way: a [Notice], by which a hook has the worker tell a person something, and a
+// [Lack], by which the worker has a hook tell whoever pushes.
+//
+//	state_dir/notices/NANOSECONDS-ID.json   a notice, one JSON object; .NANOSECONDS-ID.tmp and bad/ as above
+//	state_dir/behind/KEY                    lacks, a JSON array; the directory is there only while there are any
+//
 // # Life of a file
 //
 // It is written under a name that begins with a dot, fsynced, renamed, and its directory
@@ -81,26 +90,32 @@ func (b *Inbox) Put(e Event) (id string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("put event: %w", err)
 	}
+	if id, err = put(b.dir, data); err != nil {
+		return "", fmt.Errorf("put event: %w", err)
+	}
+	return id, nil
+}
+
+// put stores data as a new file NANOSECONDS-ID.json of dir, on the disk before
+// it returns.
+func put(dir string, data []byte) (id string, err error) {
 	id = fmt.Sprintf("%08x", rand.Uint32())
 	stem := fmt.Sprintf("%019d-%s", max(time.Now().UnixNano(), 0), id)
-	temp := filepath.Join(b.dir, "."+stem+".tmp")
+	temp := filepath.Join(dir, "."+stem+".tmp")
 	err = writeSynced(temp, data)
 	if errors.Is(err, fs.ErrNotExist) { // the first push ever: make the directories only when they are missing
-		if err = makeDirs(b.dir); err == nil {
+		if err = makeDirs(dir); err == nil {
 			err = writeSynced(temp, data)
 		}
 	}
 	if err != nil {
-		return "", fmt.Errorf("put event in %s: %w", b.dir, err)
+		return "", fmt.Errorf("in %s: %w", dir, err)
 	}
-	if err := os.Rename(temp, filepath.Join(b.dir, stem+".json")); err != nil {
+	if err := os.Rename(temp, filepath.Join(dir, stem+".json")); err != nil {
 		os.Remove(temp)
-		return "", fmt.Errorf("put event: %w", err)
+		return "", err
 	}
-	if err := syncDir(b.dir); err != nil {
-		return "", fmt.Errorf("put event: %w", err)
-	}
-	return id, nil
+	return id, syncDir(dir)
 }
 
 // List returns the names of the events that have not been committed, oldest first: those that wait

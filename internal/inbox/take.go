@@ -125,34 +125,43 @@ func (b *Inbox) read(names []string) (taken []string, events []Event, err error)
 
 // readEvent reads one file. Its errors are about the file, unless they wrap errRead.
 func readEvent(path string) (Event, error) {
-	id, ok := idOf(filepath.Base(path))
-	if !ok {
-		return Event{}, errors.New("its name is not NANOSECONDS-ID.json")
-	}
-	// NONBLOCK and NOFOLLOW: neither a fifo nor a link may hold up the worker.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+	id, data, err := readLetter(path, maxEventBytes)
+	if err != nil {
 		return Event{}, err
-	}
-	if err != nil {
-		return Event{}, fmt.Errorf("%w: %w", errRead, err)
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil {
-		return Event{}, fmt.Errorf("%w: %w", errRead, err)
-	} else if !info.Mode().IsRegular() {
-		return Event{}, fmt.Errorf("it is not a regular file (%s)", info.Mode().Type())
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxEventBytes+1))
-	if err != nil {
-		return Event{}, fmt.Errorf("%w: %w", errRead, err)
-	}
-	if len(data) > maxEventBytes {
-		return Event{}, fmt.Errorf("it is larger than %d bytes", maxEventBytes)
 	}
 	event, err := parse(data)
 	event.ID = id
 	return event, err
+}
+
+// readLetter reads a file that put has written, and that holds at most so many bytes. Its errors
+// are about the file, unless they wrap errRead.
+func readLetter(path string, most int) (id string, data []byte, err error) {
+	id, ok := idOf(filepath.Base(path))
+	if !ok {
+		return "", nil, errors.New("its name is not NANOSECONDS-ID.json")
+	}
+	// NONBLOCK and NOFOLLOW: neither a fifo nor a link may hold up the worker.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return "", nil, err
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("%w: %w", errRead, err)
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return "", nil, fmt.Errorf("%w: %w", errRead, err)
+	} else if !info.Mode().IsRegular() {
+		return "", nil, fmt.Errorf("it is not a regular file (%s)", info.Mode().Type())
+	}
+	if data, err = io.ReadAll(io.LimitReader(f, int64(most)+1)); err != nil {
+		return "", nil, fmt.Errorf("%w: %w", errRead, err)
+	}
+	if len(data) > most {
+		return "", nil, fmt.Errorf("it is larger than %d bytes", most)
+	}
+	return id, data, nil
 }
 
 // setAside moves a file that is not an event from taken/ to bad/ and returns the report.
@@ -178,13 +187,15 @@ func (b *Inbox) Replay() error {
 	return errors.Join(err, b.removeAbandoned(time.Now().Add(-abandonedAfter)))
 }
 
-func (b *Inbox) removeAbandoned(before time.Time) error {
-	entries, err := os.ReadDir(b.dir)
+func (b *Inbox) removeAbandoned(before time.Time) error { return removeAbandoned(b.dir, before) }
+
+func removeAbandoned(dir string, before time.Time) error {
+	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look for abandoned events: %w", err)
+		return fmt.Errorf("look for abandoned files: %w", err)
 	}
 	for _, entry := range entries {
 		name := entry.Name()
@@ -192,7 +203,7 @@ func (b *Inbox) removeAbandoned(before time.Time) error {
 			continue
 		}
 		if info, err := entry.Info(); err == nil && info.ModTime().Before(before) {
-			os.Remove(filepath.Join(b.dir, name)) // tried again at the next start
+			os.Remove(filepath.Join(dir, name)) // tried again at the next start
 		}
 	}
 	return nil

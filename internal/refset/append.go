@@ -126,6 +126,20 @@ func (l *Log) openForWriting() error {
 	return nil
 }
 
+// Current reports whether the file is still as this Log left it: nobody else has
+// appended, replaced or removed it.
+func (l *Log) Current() bool {
+	now, err := os.Stat(l.path)
+	if err != nil || now.Size() != l.size || l.longer {
+		return errors.Is(err, fs.ErrNotExist) && l.size == 0
+	}
+	if l.f == nil {
+		return true
+	}
+	mine, err := l.f.Stat()
+	return err == nil && os.SameFile(mine, now)
+}
+
 // undo takes a failed append back, now or before the next one.
 func (l *Log) undo() { l.longer = l.f.Truncate(l.size) != nil }
 

@@ -41,7 +41,8 @@ func element(name string) string {
 	return url.PathEscape(name)
 }
 
-// Remove forgets a repository at all peers. Having nothing to forget is no error.
+// Remove forgets a repository at all peers, and what of its syncs was held or
+// approved. Having nothing to forget is no error.
 func Remove(repoDir string) error {
 	files, err := os.ReadDir(peersDir(repoDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -49,7 +50,7 @@ func Remove(repoDir string) error {
 	}
 	var errs []error
 	for _, f := range files {
-		if name := f.Name(); strings.HasSuffix(name, suffix) || strings.HasSuffix(name, tmpSuffix) {
+		if name := f.Name(); !strings.HasSuffix(name, ".lock") {
 			if err := os.Remove(filepath.Join(peersDir(repoDir), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("forget refs at peers: %w", err))
 			}

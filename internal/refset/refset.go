@@ -37,11 +37,8 @@
 package refset
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -69,7 +66,7 @@ func (e *CorruptError) Error() string {
 // Log is the memory of one repository at one peer.
 type Log struct {
 	path  string
-	known map[string]*known
+	known map[string]known
 
 	f         *os.File // open for writing since the first append, else nil
 	size      int64    // bytes of whole lines; the next append begins here
@@ -92,45 +89,39 @@ type known struct {
 // append, with its directories. Errors: a *CorruptError for a line that makes no
 // sense, or what reading the file gave.
 func Open(path string) (*Log, error) {
-	l := &Log{path: path, known: map[string]*known{}, spare: spareLines}
-	f, err := os.Open(path)
+	l := &Log{path: path, known: map[string]known{}, spare: spareLines}
+	text, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return l, nil
 	case err != nil:
 		return nil, fmt.Errorf("open record of peer's refs: %w", err)
 	}
-	defer f.Close()
-	if err := l.load(f); err != nil {
+	if err := l.load(string(text)); err != nil {
 		return nil, err
 	}
 	return l, nil
 }
 
-// maxLine bounds a line, in bytes. Git's protocol has none longer than 65,516.
-const maxLine = 1 << 17
-
-func (l *Log) load(r io.Reader) error {
-	in := bufio.NewReaderSize(r, maxLine)
-	for {
-		line, err := in.ReadSlice('\n')
-		switch {
-		case err == io.EOF:
-			l.longer = len(line) > 0
+// load reads the whole text at once: what is kept of 50,000 lines are parts of it.
+func (l *Log) load(text string) error {
+	l.known = make(map[string]known, strings.Count(text, "\n"))
+	for text != "" {
+		end := strings.IndexByte(text, '\n')
+		if end < 0 {
+			l.longer = true
 			return nil
-		case errors.Is(err, bufio.ErrBufferFull):
-			return l.corrupt("the line is too long")
-		case err != nil:
-			return fmt.Errorf("read record of peer's refs %s: %w", l.path, err)
 		}
-		mark, e, ok := parseLine(string(line[:len(line)-1]))
+		mark, e, ok := parseLine(text[:end])
 		if !ok {
-			return l.corrupt(fmt.Sprintf("%.200q is not a line of this file", bytes.TrimSuffix(line, []byte("\n"))))
+			return l.corrupt(fmt.Sprintf("%.200q is not a line of this file", text[:end]))
 		}
 		l.apply(mark, e)
-		l.size += int64(len(line))
+		l.size += int64(end + 1)
 		l.lines++
+		text = text[end+1:]
 	}
+	return nil
 }
 
 func (l *Log) corrupt(reason string) error {
@@ -180,33 +171,39 @@ func word(s string) bool {
 }
 
 func isHex(s string) bool {
-	return strings.IndexFunc(s, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') }) < 0
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 func isZero(oid string) bool { return strings.Trim(oid, "0") == "" }
 
 // apply makes known what a line says.
 func (l *Log) apply(mark byte, e Entry) {
-	k := l.known[e.Ref]
 	switch {
 	case mark == confirmed && isZero(e.OID):
 		// Absent is forgotten: of thousands of short-lived branches nothing
 		// is to remain, and a ref that is not there holds nothing to lose.
 		delete(l.known, e.Ref)
 	case mark == confirmed:
-		l.known[e.Ref] = &known{confirmed: e.OID}
-	case k == nil:
-		l.known[e.Ref] = &known{sending: []string{e.OID}}
-	case !slices.Contains(k.sending, e.OID):
-		k.sending = append(k.sending, e.OID)
+		l.known[e.Ref] = known{confirmed: e.OID}
+	default:
+		k := l.known[e.Ref]
+		if !slices.Contains(k.sending, e.OID) {
+			k.sending = append(k.sending, e.OID)
+			l.known[e.Ref] = k
+		}
 	}
 }
 
 // changes reports whether a line would tell anything new.
 func (l *Log) changes(mark byte, e Entry) bool {
-	k := l.known[e.Ref]
+	k, ok := l.known[e.Ref]
 	switch {
-	case k == nil:
+	case !ok:
 		return mark == sending || !isZero(e.OID)
 	case mark == confirmed:
 		return len(k.sending) > 0 || k.confirmed != e.OID
@@ -217,19 +214,31 @@ func (l *Log) changes(mark byte, e Entry) bool {
 // Confirmed returns the value the ref was last known to have at the peer. ok is
 // false when it was absent then, or nothing is known.
 func (l *Log) Confirmed(ref string) (oid string, ok bool) {
-	k := l.known[ref]
-	if k == nil || k.confirmed == "" {
-		return "", false
+	oid = l.known[ref].confirmed
+	return oid, oid != ""
+}
+
+// Settled returns the refs as they were last known to be at the peer, HEAD not
+// included, and whether that is certain: no value is being sent.
+func (l *Log) Settled() (refs map[string]string, settled bool) {
+	refs = make(map[string]string, len(l.known))
+	for ref, k := range l.known {
+		if len(k.sending) > 0 {
+			return nil, false
+		}
+		if ref != "HEAD" && k.confirmed != "" {
+			refs[ref] = k.confirmed
+		}
 	}
-	return k.confirmed, true
+	return refs, true
 }
 
 // Ours reports whether the ref having this value at the peer is our doing: the
 // value is confirmed or being sent. Of a zero oid (the ref is not there) it says
 // whether that is as it should be: nothing was confirmed, or a deletion is being sent.
 func (l *Log) Ours(ref, oid string) bool {
-	k := l.known[ref]
-	if k == nil {
+	k, ok := l.known[ref]
+	if !ok {
 		return isZero(oid)
 	}
 	if k.confirmed == oid || k.confirmed == "" && isZero(oid) {

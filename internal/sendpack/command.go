@@ -97,9 +97,12 @@ func (p *pushPlan) negotiate(has Caps, deletes bool, format string, opt Options)
 	if deletes && !has.Has("delete-refs") {
 		return errors.New("peer does not let refs be deleted (no delete-refs): allow deletions there, or exclude such refs from mirroring")
 	}
-	p.sideband = has.Has("side-band-64k")
-	want := map[string]bool{"side-band-64k": true, "delete-refs": deletes, "ofs-delta": p.needPack, "quiet": opt.Quiet}
-	for _, name := range []string{"side-band-64k", "delete-refs", "ofs-delta", "quiet"} {
+	if opt.Atomic && !has.Has("atomic") {
+		return errors.New("peer cannot apply all commands or none (no atomic)")
+	}
+	p.sideband = has.Has("side-band-64k") && !opt.Plain
+	want := map[string]bool{"side-band-64k": p.sideband, "delete-refs": deletes, "ofs-delta": p.needPack, "quiet": opt.Quiet, "atomic": opt.Atomic}
+	for _, name := range []string{"side-band-64k", "delete-refs", "ofs-delta", "quiet", "atomic"} {
 		if want[name] && has.Has(name) {
 			ask = append(ask, name)
 		}

@@ -23,11 +23,18 @@ func (s *session) send(pack func(io.Writer) error) error {
 	if err := buf.Flush(); err != nil || !s.plan.needPack {
 		return err
 	}
-	gate := &packGate{w: buf}
+	err := WholePack(buf, pack)
+	if cause := s.out.failure(); err != nil && cause != nil {
+		return cause // pack only passes on that its writes fail
+	}
+	return err
+}
+
+// WholePack has pack write one pack to w, of which the last bytes are kept back
+// until pack has returned without error.
+func WholePack(w *bufio.Writer, pack func(io.Writer) error) error {
+	gate := &packGate{w: w}
 	if err := pack(gate); err != nil {
-		if cause := s.out.failure(); cause != nil {
-			return cause // pack only passes on that its writes fail
-		}
 		return &packError{err}
 	}
 	return gate.finish()

@@ -72,6 +72,11 @@ type Options struct {
 	Progress io.Writer
 	// Quiet asks the peer for no progress.
 	Quiet bool
+	// Atomic asks for all commands or none; a peer that cannot do that is an error.
+	Atomic bool
+	// Plain leaves out side-band-64k: what the peer says besides its report comes
+	// on its standard error.
+	Plain bool
 	// Agent names us to the peer, for example "mirror-shell/1.0"; empty: not sent.
 	Agent string
 	// Stop, when set, is called at most once, when the push has failed and

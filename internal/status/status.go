@@ -40,6 +40,7 @@ type Line struct {
 	Peer        string     `json:"peer,omitempty"`
 	State       string     `json:"state,omitempty"` // of queue.State, or never, unlisted, unknown
 	LagSeconds  float64    `json:"lag_seconds"`     // 0 when equal
+	Late        bool       `json:"late"`            // the lag is over notify.lag, whatever the state
 	LastSuccess *time.Time `json:"last_success,omitempty"`
 	LastAttempt *time.Time `json:"last_attempt,omitempty"`
 	NextTry     *time.Time `json:"next_try,omitempty"`
@@ -56,13 +57,14 @@ const (
 	unknown  = "unknown"  // was equal once; what we have ourselves cannot be read now
 )
 
-// Failing reports whether a person should look at the copy.
+// Failing reports whether a person should look at the copy. Staleness counts and
+// not only errors: a copy that is late while it waits, runs or is paused needs somebody too.
 func (l Line) Failing() bool {
 	switch l.State {
 	case string(queue.StateFailed), string(queue.StateHeld), string(queue.StateDown), never:
 		return true
 	}
-	return l.Role == unreadable
+	return l.Role == unreadable || l.Late
 }
 
 const unreadable = "unreadable"
@@ -95,6 +97,9 @@ func Collect(ctx context.Context, server *mirrorcfg.Server, rows Rows, patterns 
 		return ofRepository(ctx, server, name, byRepo[name], len(patterns) > 0)
 	}) {
 		report.Lines = append(report.Lines, lines...)
+	}
+	for i, line := range report.Lines {
+		report.Lines[i].Late = line.LagSeconds > time.Duration(server.Notify.Lag).Seconds()
 	}
 	return report, nil
 }

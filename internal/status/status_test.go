@@ -86,6 +86,21 @@ func TestCollect(t *testing.T) {
 	}
 }
 
+// Staleness counts in every state.
+func TestLate(t *testing.T) {
+	server := newServer(t, map[string]string{"ip1": "[gitolite \"mirror\"]\nmaster = frodo\nslaves = sam gollum gimli\n"})
+	server.Notify.Lag = mirrorcfg.Duration(time.Hour)
+	waiting, paused, ok := row("ip1", "sam", queue.StateWaiting), row("ip1", "gollum", queue.StatePaused), row("ip1", "gimli", queue.StateOK)
+	waiting.Lag, paused.Lag = time.Hour+time.Second, time.Hour
+	report, err := Collect(context.Background(), server, table{ok, paused, waiting}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !report.KeepFailing() || len(report.Lines) != 1 || report.Lines[0].Peer != "sam" {
+		t.Errorf("failing: %+v", report.Lines)
+	}
+}
+
 func lines(t *testing.T, server *mirrorcfg.Server, jobs table, patterns ...string) []string {
 	t.Helper()
 	report, err := Collect(context.Background(), server, jobs, patterns)
@@ -123,6 +138,10 @@ func TestFailingAndTable(t *testing.T) {
 	}
 	if !r.KeepFailing() || len(r.Lines) != 1 || r.Lines[0].Peer != "gollum" {
 		t.Errorf("failing: %+v", r.Lines)
+	}
+	r = Report{Lines: []Line{{Peer: "sam", State: "paused"}, {Peer: "sam", State: "paused", Late: true}, {Peer: "sam", State: "running", Late: true}}}
+	if !r.KeepFailing() || len(r.Lines) != 2 {
+		t.Errorf("late: %+v", r.Lines)
 	}
 	if r = (Report{}); r.KeepFailing() {
 		t.Error("an empty report fails")

@@ -5,7 +5,7 @@ import (
 	"context"
 	"fmt"
 
-	"mirror-shell/internal/digest"
+	"mirror-shell/internal/refcache"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/peer"
 )
@@ -28,10 +28,10 @@ func (c *command) mirrorDigest(ctx context.Context) error {
 			return fmt.Errorf("%s cannot read its repositories", c.server.Hostname)
 		}
 	}
-	cache := digest.OpenCache(c.server.StateDir)
+	cache := refcache.OpenCache(c.server.StateDir)
 	out := bufio.NewWriter(c.Stdout)
 	count := 0
-	err = cache.LoadAll(ctx, c.server, names, func(name string, s digest.State, err error) error {
+	err = cache.LoadAll(ctx, c.server, names, func(name string, s refcache.State, err error) error {
 		if s.Config == nil {
 			log.Error("left out of digests", "repository", name, "error", err)
 			return nil

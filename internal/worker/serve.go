@@ -9,18 +9,20 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"mirror-shell/hooks"
 	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/notify"
 	"mirror-shell/internal/queue"
 	"mirror-shell/peer"
 	"mirror-shell/shell"
 )
 
 // newWorker makes the worker that serve and drain run.
-func (c *command) newWorker(peers *peer.Peers, log *slog.Logger) *queue.Worker {
+func (c *command) newWorker(peers *peer.Peers, notifier *notify.Notifier, log *slog.Logger) *queue.Worker {
 	return &queue.Worker{
-		Queue: c.queue, Inbox: inbox.New(c.server.StateDir), Run: job(peers, io.Discard),
+		Queue: c.queue, Inbox: inbox.New(c.server.StateDir), Run: heard(notifier, job(peers, io.Discard)),
 		Jobs: c.server.Worker.Jobs, JobsPerPeer: c.server.Worker.JobsPerPeer, Log: log,
 	}
 }
@@ -45,7 +47,9 @@ func (c *command) serve(ctx context.Context) (err error) {
 	log.Info("serving", "hostname", c.server.Hostname, "config", c.server.File, "state_dir", c.server.StateDir)
 	peers, stop := c.newPeers()
 	defer stop()
-	err = c.newWorker(peers, log).Serve(ctx)
+	notifier, quiet := c.notifyMeanwhile(ctx, 0, log)
+	err = c.newWorker(peers, notifier, log).Serve(ctx)
+	quiet()
 	cancel(nil)
 	<-ssh
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
@@ -102,7 +106,13 @@ func (c *command) drain(ctx context.Context) (err error) {
 	defer c.queue.Close()
 	peers, stop := c.newPeers()
 	defer stop()
-	if err = c.newWorker(peers, log).Drain(ctx); err != nil && !errors.Is(err, queue.ErrBusy) && ctx.Err() == nil {
+	notifier, quiet := c.notifyMeanwhile(ctx, time.Minute, log)
+	err = c.newWorker(peers, notifier, log).Drain(ctx)
+	quiet()
+	if !errors.Is(err, queue.ErrBusy) { // else it is the other's business
+		c.notifyAfter(ctx, notifier)
+	}
+	if err != nil && !errors.Is(err, queue.ErrBusy) && ctx.Err() == nil {
 		log.Error("drain ended", "error", err)
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"mirror-shell/internal/cli"
 	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/notify"
 	"mirror-shell/internal/queue"
 	"mirror-shell/internal/status"
 )
@@ -19,6 +20,7 @@ func (c *command) status(ctx context.Context) error {
 	}
 	report.Warnings = append(report.Warnings, c.inboxWarnings()...)
 	report.Warnings = append(report.Warnings, c.idleWarning(report)...)
+	report.Warnings = append(report.Warnings, notify.Warnings(c.server)...)
 	failing := false
 	if c.Status.Failing {
 		failing = report.KeepFailing()

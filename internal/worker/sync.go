@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"mirror-shell/internal/cli"
-	"mirror-shell/internal/digest"
 	"mirror-shell/internal/inbox"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/queue"
+	"mirror-shell/internal/refcache"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/peer"
 )
@@ -41,13 +41,14 @@ type syncEntry struct {
 // replica is a copy that there should be, and what we have ourselves.
 type replica struct {
 	queue.Key
-	state digest.State
+	state refcache.State
 }
 
 // syncRun is the state of one sync.
 type syncRun struct {
 	*command
 	peers   *peer.Peers
+	shown   *progress
 	words   []string // list keys
 	rows    map[queue.Key]queue.Row
 	began   time.Time
@@ -59,6 +60,11 @@ type syncRun struct {
 // refs, one exchange per peer, has the worker push what differs, waits for it,
 // and exits with 1 unless everything is equal.
 func (c *command) sync(ctx context.Context) error {
+	if c.Sync.PullFrom != "" {
+		if err := c.pullFrom(ctx); err != nil {
+			return err
+		}
+	}
 	run := &syncRun{command: c, words: []string{mirrorcfg.SlavesKey, mirrorcfg.SyncKey}, began: time.Now(), summary: syncSummary{Failures: []syncEntry{}}}
 	if key := c.Sync.Key; key != "" {
 		if !mirrorcfg.IsKey(key) {
@@ -66,6 +72,8 @@ func (c *command) sync(ctx context.Context) error {
 		}
 		run.words = []string{key}
 	}
+	run.shown = newProgress(c.Stderr, c.Sync.Quiet || c.Sync.JSON)
+	defer run.shown.Close()
 	byPeer, err := run.replicas(ctx)
 	if err != nil {
 		return err
@@ -88,8 +96,12 @@ func (c *command) sync(ctx context.Context) error {
 	if c.Sync.DryRun {
 		return run.dryRun(different)
 	}
+	defer c.notifyAfterSync(ctx, &run.summary)
 	if err := run.push(ctx, different); err != nil {
 		return err
+	}
+	if len(c.Sync.Repositories) == 0 {
+		c.expireRescued(ctx)
 	}
 	return run.finish()
 }
@@ -104,9 +116,11 @@ func (r *syncRun) replicas(ctx context.Context) (map[string][]replica, error) {
 	if err != nil {
 		r.fail(syncEntry{State: "unreadable", Error: err.Error()})
 	}
-	cache := digest.OpenCache(r.server.StateDir)
+	cache := refcache.OpenCache(r.server.StateDir)
 	byPeer := map[string][]replica{}
-	err = cache.LoadAll(ctx, r.server, names, func(name string, s digest.State, err error) error {
+	looked := r.shown.Stage("repositories", len(names))
+	err = cache.LoadAll(ctx, r.server, names, func(name string, s refcache.State, err error) error {
+		looked.Done(1)
 		if err != nil {
 			if s.Config == nil || s.Config.Role(r.server.Hostname) == mirrorcfg.Master {
 				r.fail(syncEntry{Repository: name, State: "unreadable", Error: err.Error()})
@@ -129,7 +143,7 @@ func (r *syncRun) replicas(ctx context.Context) (map[string][]replica, error) {
 		return nil, err
 	}
 	if err := cache.Save(); err != nil {
-		fmt.Fprintf(r.Stderr, "mirror-shell: %v\n", err)
+		fmt.Fprintf(r.shown, "mirror-shell: %v\n", err)
 	}
 	return byPeer, nil
 }
@@ -140,12 +154,14 @@ func (r *syncRun) compare(ctx context.Context, byPeer map[string][]replica) []re
 	var different []replica
 	var peers sync.WaitGroup
 	limit := make(chan struct{}, r.server.Worker.Jobs)
+	asked := r.shown.Stage("peers asked", len(byPeer))
 	for name, copies := range byPeer {
 		r.summary.Compared += len(copies)
 		peers.Go(func() {
 			limit <- struct{}{}
 			defer func() { <-limit }()
 			found, err := r.comparePeer(ctx, name, copies)
+			asked.Done(1)
 			if err != nil {
 				state := queue.StateFailed
 				if errors.Is(err, peer.ErrUnreachable) {
@@ -227,7 +243,9 @@ func (r *syncRun) push(ctx context.Context, different []replica) error {
 	}
 	defer r.keepAwake(ctx)()
 	pushed := map[queue.Key]queue.Row{}
+	ended := r.shown.Stage("copies pushed", len(tickets))
 	err = r.queue.Await(ctx, tickets, func(row queue.Row) {
+		ended.Done(1)
 		if row.State == queue.StateOK {
 			pushed[row.Key] = row
 			return
@@ -252,7 +270,7 @@ func (r *syncRun) keepAwake(ctx context.Context) (stop func()) {
 	done.Go(func() {
 		for sleep(ctx, wakeEvery) == nil {
 			if err := r.wake(); err != nil {
-				fmt.Fprintf(r.Stderr, "mirror-shell: the worker cannot be woken: %v\n", err)
+				fmt.Fprintf(r.shown, "mirror-shell: the worker cannot be woken: %v\n", err)
 			}
 		}
 	})
@@ -289,7 +307,7 @@ func (r *syncRun) check(ctx context.Context, different []replica, pushed map[que
 
 // still reports whether our refs are what they were when they were pushed.
 func (r *syncRun) still(ctx context.Context, c replica, pushed string) bool {
-	now, err := digest.OpenCache(r.server.StateDir).Load(ctx, r.server, c.Repository)
+	now, err := refcache.OpenCache(r.server.StateDir).Load(ctx, r.server, c.Repository)
 	return err == nil && now.Digest == pushed
 }
 
@@ -308,11 +326,12 @@ func (r *syncRun) fail(e syncEntry) {
 	case what == "":
 		what = "repositories"
 	}
-	fmt.Fprintf(r.Stderr, "mirror-shell: %s: %s: %s\n", what, e.State, e.Error)
+	fmt.Fprintf(r.shown, "mirror-shell: %s: %s: %s\n", what, e.State, e.Error)
 }
 
 // dryRun names what would be pushed.
 func (r *syncRun) dryRun(different []replica) error {
+	r.shown.Close()
 	for _, c := range different {
 		r.summary.Failures = append(r.summary.Failures, syncEntry{Repository: c.Repository, Peer: c.Peer, State: "differs", Error: "not pushed: dry run"})
 		if !r.Sync.JSON {
@@ -324,6 +343,7 @@ func (r *syncRun) dryRun(different []replica) error {
 
 // finish prints the summary; the error is that not all is equal.
 func (r *syncRun) finish() error {
+	r.shown.Close()
 	s := &r.summary
 	s.Seconds = time.Since(r.began).Seconds()
 	if r.Sync.JSON {

@@ -67,6 +67,8 @@ func Run(ctx context.Context, p *cli.Program) error {
 		return c.resume(ctx)
 	case "forget":
 		return c.forget(ctx)
+	case "approve":
+		return c.approve(ctx)
 	}
 	return cli.Light(ctx, p)
 }

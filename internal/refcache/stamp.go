@@ -1,4 +1,4 @@
-package digest
+package refcache
 
 import (
 	"errors"
@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"mirror-shell/internal/git"
 )
 
 // stamp is what stat says of a file; two equal stamps of a path mean that it
@@ -101,11 +103,11 @@ func refStamps(dir string) ([]stamp, error) {
 		case err != nil:
 			return err
 		case !d.IsDir() && !d.Type().IsRegular():
-			return errDoubt
+			return git.ErrUnusual
 		}
 		return add(path)
 	})
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDoubt) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, git.ErrUnusual) {
 		return nil, nil
 	}
 	return stamps, err

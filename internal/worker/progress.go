@@ -1,0 +1,86 @@
+package worker
+
+import (
+	"errors"
+	"io"
+	"os"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/sys/unix"
+)
+
+// progress shows how far a long command is: one bar for each of its stages when
+// standard error is a terminal, and nothing elsewhere. As a writer it prints lines above
+// the bars, or just prints them.
+type progress struct {
+	stderr io.Writer
+	bars   *mpb.Progress // nil: nothing is shown
+	stage  *stage
+}
+
+// stage is one bar. Its methods may be called by any number of goroutines.
+type stage struct{ bar *mpb.Bar }
+
+// newProgress shows bars on stderr, if that is a terminal and unless quiet.
+// Close must be called before anything is written past it.
+func newProgress(stderr io.Writer, quiet bool) *progress {
+	p := &progress{stderr: stderr}
+	if file, ok := stderr.(*os.File); ok && !quiet && isTerminal(file) {
+		p.bars = mpb.New(mpb.WithOutput(file), mpb.WithWidth(barWidth))
+	}
+	return p
+}
+
+// Write prints whole lines.
+func (p *progress) Write(text []byte) (int, error) {
+	if p.bars != nil {
+		if n, err := p.bars.Write(text); !errors.Is(err, mpb.ErrDone) {
+			return n, err
+		}
+	}
+	return p.stderr.Write(text)
+}
+
+const barWidth = 64
+
+// isTerminal reports whether bars can be drawn on a file.
+func isTerminal(file *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
+	return err == nil && os.Getenv("TERM") != "dumb"
+}
+
+// Stage begins a stage of so many steps, and ends the one before as it is. A stage of no
+// steps is not shown.
+func (p *progress) Stage(name string, steps int) *stage {
+	p.end()
+	p.stage = &stage{}
+	if p.bars != nil && steps > 0 {
+		p.stage.bar = p.bars.New(int64(steps), mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
+			mpb.PrependDecorators(decor.Name(name, decor.WC{C: decor.DindentRight | decor.DextraSpace})),
+			mpb.AppendDecorators(decor.CountersNoUnit(" %d/%d"), decor.Elapsed(decor.ET_STYLE_GO, decor.WC{W: 6})))
+	}
+	return p.stage
+}
+
+// Done counts steps as done.
+func (s *stage) Done(steps int) {
+	if s.bar != nil {
+		s.bar.IncrBy(steps)
+	}
+}
+
+func (p *progress) end() {
+	if p.stage != nil && p.stage.bar != nil {
+		p.stage.bar.Abort(false) // does nothing to one that is complete
+		p.stage.bar.Wait()
+	}
+}
+
+// Close ends the last stage and leaves the terminal to others. It may be called again.
+func (p *progress) Close() {
+	p.end()
+	if p.bars != nil {
+		p.bars.Wait()
+	}
+}

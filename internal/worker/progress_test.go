@@ -1,0 +1,147 @@
+package worker
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"mirror-shell/internal/testenv"
+)
+
+// openTerminal returns a terminal, and what was written to it once it is closed.
+func openTerminal(t *testing.T) (terminal *os.File, written func() string) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("no pseudo terminals: %v", err)
+	}
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	terminal, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetWinsize(int(terminal.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 25, Col: 100}); err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = io.Copy(&text, master) // ends with EIO when the other side is closed
+	}()
+	return terminal, func() string {
+		terminal.Close()
+		<-ended
+		master.Close()
+		return text.String()
+	}
+}
+
+func TestProgressOnATerminal(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	terminal, written := openTerminal(t)
+	p := newProgress(terminal, false)
+	looked := p.Stage("repositories", 12)
+	for range 12 {
+		looked.Done(1)
+	}
+	p.Stage("nothing", 0).Done(1)
+	pushed := p.Stage("copies pushed", 5)
+	pushed.Done(2)
+	fmt.Fprintln(p, "ip1 to sam: failed")
+	p.Close()
+	p.Close()
+	fmt.Fprintln(p, "afterwards")
+	text := written()
+	for _, want := range []string{"repositories", "12/12", "copies pushed", "2/5", "ip1 to sam: failed\r\n", "[="} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q lacks %q", text, want)
+		}
+	}
+	if strings.Contains(text, "nothing") || !strings.HasSuffix(text, "afterwards\r\n") {
+		t.Errorf("terminal: %q", text)
+	}
+}
+
+// A log file, a pipe and cron's mail get lines, and no bar.
+func TestProgressElsewhere(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	use := func(p *progress) {
+		p.Stage("repositories", 2).Done(2)
+		fmt.Fprintln(p, "a line")
+		p.Close()
+	}
+	var out bytes.Buffer
+	use(newProgress(&out, false))
+	if out.String() != "a line\n" {
+		t.Errorf("a writer got %q", out.String())
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	use(newProgress(w, false))
+	w.Close()
+	if text, _ := io.ReadAll(r); string(text) != "a line\n" {
+		t.Errorf("a pipe got %q", text)
+	}
+	terminal, written := openTerminal(t)
+	use(newProgress(terminal, true))
+	if text := written(); text != "a line\r\n" {
+		t.Errorf("a terminal that is to be quiet got %q", text)
+	}
+	t.Setenv("TERM", "dumb")
+	terminal, written = openTerminal(t)
+	use(newProgress(terminal, false))
+	if text := written(); text != "a line\r\n" {
+		t.Errorf("a dumb terminal got %q", text)
+	}
+}
+
+// The whole program draws bars for whoever watches, and none with --quiet or --json.
+func TestSyncOnATerminal(t *testing.T) {
+	env := testenv.New(t, "frodo", "sam")
+	env.CreateRepo(t, "ip1", map[string]string{"master": "frodo", "slaves": "sam"})
+	frodo := env.Server(t, "frodo")
+	frodo.Git(t, "ip1", "update-ref", "refs/heads/main", newCommit(t, frodo))
+	sync := func(args ...string) string {
+		t.Helper()
+		terminal, written := openTerminal(t)
+		cmd := frodo.Command(t.Context(), append([]string{"mirror-shell", "sync"}, args...)...)
+		cmd.Env = append(cmd.Env, "TERM=xterm")
+		cmd.Stderr = terminal
+		if out, err := cmd.Output(); err != nil {
+			t.Fatalf("sync %q: %v\n%s%s", args, err, out, written())
+		}
+		return written()
+	}
+	text := sync()
+	for _, want := range []string{"repositories", "peers asked", "copies pushed", "1/1"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("terminal: %q, want %q", text, want)
+		}
+	}
+	for _, flag := range []string{"--quiet", "--json"} {
+		if text := sync(flag); text != "" {
+			t.Errorf("sync %s wrote %q", flag, text)
+		}
+	}
+}
+
+// newCommit makes a commit in ip1 that no ref names.
+func newCommit(t *testing.T, s *testenv.Server) string {
+	t.Helper()
+	tree := strings.TrimSpace(s.Git(t, "ip1", "write-tree"))
+	return strings.TrimSpace(s.Git(t, "ip1", "commit-tree", "-m", "one", tree))
+}

@@ -1,0 +1,214 @@
+package peer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"mirror-shell/internal/git"
+)
+
+// packs lets pushes to several peers share one pack. Slaves usually stand at the
+// same refs, and their pushes begin at the same moment: git then counts and
+// compresses once, into a file without a name, and every push reads it from there at its own
+// pace while it grows.
+type packs struct {
+	mu      sync.Mutex
+	open    map[packKey]*sharedPack
+	without time.Time // until then packs are made without a file, as one could not be written
+}
+
+// packKey is what makes two packs the same.
+type packKey [sha256.Size]byte
+
+func keyOf(repo git.Repo, want, have []string, o git.PackOptions) packKey {
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%s\x00%t %t\n", repo.Dir, o.Thick, o.NoOffsets)
+	for _, list := range [][]string{want, have} {
+		for _, oid := range slices.Sorted(slices.Values(list)) {
+			io.WriteString(sum, oid)
+		}
+		io.WriteString(sum, "\n")
+	}
+	return packKey(sum.Sum(nil))
+}
+
+const (
+	// packLinger is how long a pack is kept for a push that begins later.
+	packLinger = 5 * time.Second
+	// maxLinger is the size, in bytes, up to which that is worth the disk.
+	maxLinger = 64 << 20
+	// packsWithout is how long no file is tried after the disk was full.
+	packsWithout = time.Minute
+)
+
+var errNoRoom = errors.New("no room for a file")
+
+// write writes the pack to w, by way of a file in dir. Errors are those of git, of w,
+// or of the file.
+func (p *packs) write(ctx context.Context, w io.Writer, dir string, repo git.Repo, want, have []string, o git.PackOptions) error {
+	key := keyOf(repo, want, have, o)
+	pack, err := p.join(dir, key, func(ctx context.Context, w io.Writer) error {
+		return repo.Pack(ctx, w, want, have, o)
+	})
+	if err != nil {
+		return repo.Pack(ctx, w, want, have, o) // no room for a file; it goes without
+	}
+	defer p.leave(key, pack)
+	return pack.copy(ctx, w)
+}
+
+// join returns the pack of that key with one reader more; the first has it made.
+func (p *packs) join(dir string, key packKey, write func(context.Context, io.Writer) error) (*sharedPack, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if pack, ok := p.open[key]; ok {
+		pack.readers++
+		return pack, nil
+	}
+	if time.Now().Before(p.without) {
+		return nil, errNoRoom
+	}
+	file, err := os.CreateTemp(dir, "pack-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(file.Name()); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	ctx, cancel := context.WithCancel(context.Background()) // no reader's: it ends when the last has left
+	pack := &sharedPack{file: file, cancel: cancel, readers: 1, grown: make(chan struct{})}
+	if p.open == nil {
+		p.open = map[packKey]*sharedPack{}
+	}
+	p.open[key] = pack
+	go func() { pack.end(write(ctx, pack)) }()
+	return pack, nil
+}
+
+// leave gives up a reader's share. The last one's closes the pack: at once if it
+// failed, is not finished, or is large.
+func (p *packs) leave(key packKey, pack *sharedPack) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if pack.noRoom() {
+		p.without = time.Now().Add(packsWithout)
+	}
+	if pack.readers--; pack.readers > 0 {
+		return
+	}
+	if pack.keep() {
+		pack.readers++ // until the timer leaves
+		time.AfterFunc(packLinger, func() { p.leaveAtLast(key, pack) })
+		return
+	}
+	p.remove(key, pack)
+}
+
+func (p *packs) leaveAtLast(key packKey, pack *sharedPack) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if pack.readers--; pack.readers == 0 {
+		p.remove(key, pack)
+	}
+}
+
+// remove is called with the lock held.
+func (p *packs) remove(key packKey, pack *sharedPack) {
+	delete(p.open, key)
+	pack.cancel()
+	go pack.close()
+}
+
+// sharedPack is a pack that is being made, or was.
+type sharedPack struct {
+	file    *os.File
+	cancel  context.CancelFunc
+	readers int // guarded by packs.mu
+
+	mu    sync.Mutex
+	size  int64
+	full  bool // the file could not be written
+	ended bool
+	err   error         // valid when ended
+	grown chan struct{} // closed, and replaced unless ended, when there is more
+}
+
+// Write implements io.Writer for git.
+func (s *sharedPack) Write(b []byte) (int, error) {
+	n, err := s.file.Write(b)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.size += int64(n)
+	s.full = s.full || err != nil
+	close(s.grown)
+	s.grown = make(chan struct{})
+	return n, err
+}
+
+func (s *sharedPack) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended, s.err = true, err
+	close(s.grown)
+}
+
+func (s *sharedPack) state() (size int64, ended bool, err error, grown <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.size, s.ended, s.err, s.grown
+}
+
+func (s *sharedPack) noRoom() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.full
+}
+
+// keep reports whether the pack is whole and small enough to be kept for later.
+func (s *sharedPack) keep() bool {
+	size, ended, err, _ := s.state()
+	return ended && err == nil && size <= maxLinger
+}
+
+// copy writes all of the pack to w, as it comes.
+func (s *sharedPack) copy(ctx context.Context, w io.Writer) error {
+	var done int64
+	for {
+		size, ended, err, grown := s.state()
+		if size > done {
+			n, err := io.Copy(w, io.NewSectionReader(s.file, done, size-done))
+			done += n
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if ended {
+			return err
+		}
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// close waits for git to end and closes the file.
+func (s *sharedPack) close() {
+	for {
+		_, ended, _, grown := s.state()
+		if ended {
+			s.file.Close()
+			return
+		}
+		<-grown
+	}
+}
