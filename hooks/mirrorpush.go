@@ -79,7 +79,7 @@ func (p *MirrorPush) Done() {
 	if again == nil && p.record.log != nil {
 		again = p.record.log.Confirm(entries(p.updates))
 	}
-	if err := errors.Join(err, again); err != nil {
+	if err := errors.Join(err, again, p.record.close()); err != nil {
 		p.Warn(recordTrouble, err)
 	}
 }

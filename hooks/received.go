@@ -67,6 +67,7 @@ func (r *record) close() error {
 	}
 	if r.lock != nil {
 		errs = append(errs, r.lock.Close())
+		r.lock = nil
 	}
 	return errors.Join(errs...)
 }

@@ -84,7 +84,7 @@ func (v guardView) reasons(look lookups) ([]string, error) {
 
 // replaced finds a peer that has nothing which we ever had to do with.
 func (v guardView) replaced(look lookups) (bool, error) {
-	if v.unknown < len(v.theirs) {
+	if v.unknown < len(v.theirs) || len(v.received) > 0 { // the latter says more
 		return false, nil
 	}
 	oids := make([]string, 0, len(v.theirs))
