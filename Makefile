@@ -5,11 +5,16 @@ SHELL := /bin/bash
 
 PROGRAMS := mirror-shell mirrord post-receive pre-receive
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := v1.8.0
 FUZZTIME ?= 20s
 BENCH ?= .
 PKG ?= ./...
+SEED ?= 1
+PUSHES ?= 1000
+FAULTS ?= 300
+DATABASE ?=
 
-.PHONY: build test setup check gofmt vet staticcheck bench fuzz clean
+.PHONY: build test setup check gofmt vet staticcheck govulncheck bench fuzz faults clean
 
 # Without cgo the programs are static and run on any Linux of the same kind.
 build:
@@ -22,7 +27,7 @@ test: setup check
 setup:
 	.ci/setup
 
-check: gofmt vet staticcheck
+check: gofmt vet staticcheck govulncheck
 
 gofmt:
 	@files=$$(gofmt -l .); \
@@ -33,6 +38,10 @@ vet:
 
 staticcheck:
 	go run $(STATICCHECK) $(PKG)
+
+# Known vulnerabilities that our code calls. VULNDB=URL uses another database.
+govulncheck:
+	.ci/govulncheck $(GOVULNCHECK) $(PKG)
 
 bench:
 	go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
@@ -48,6 +57,14 @@ fuzz:
 	    go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
 	  done; \
 	done
+
+# Random pushes while everything is broken that can break; see internal/faults. What
+# a run that fails leaves is in the directory that it names. DATABASE=1 breaks the jobs
+# table, too.
+faults:
+	MIRROR_SHELL_FAULTS_SEED=$(SEED) MIRROR_SHELL_FAULTS_PUSHES=$(PUSHES) MIRROR_SHELL_FAULTS_FAULTS=$(FAULTS) \
+	MIRROR_SHELL_FAULTS_DATABASE=$(DATABASE) \
+	  go test -v -count=1 -timeout 4h -run '^TestFaults$$' ./internal/faults
 
 clean:
 	rm -rf bin

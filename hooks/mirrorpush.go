@@ -3,12 +3,9 @@ package hooks
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/refset"
@@ -42,14 +39,18 @@ func (p *MirrorPush) Begin(ctx context.Context, commands []sendpack.Command) (al
 	if p.Peer != p.Config.Master {
 		return false, errors.New("push refused: not from the master")
 	}
+	for _, c := range commands {
+		p.updates = append(p.updates, update{c.Old, c.New, c.Ref})
+	}
+	if err := checkPrivate(p.Server.Hostname, p.updates, ""); err != nil {
+		return false, err
+	}
 	var olds []update
 	if p.record, err = openRecord(p.Repo.Dir); err != nil {
 		p.Warn(recordTrouble, err)
 	}
 	defer p.record.unlock()
 	for _, c := range commands {
-		u := update{c.Old, c.New, c.Ref}
-		p.updates = append(p.updates, u)
 		if !isZero(c.Old) && !p.record.ours(c.Ref, c.Old) {
 			olds = append(olds, update{"", c.Old, c.Ref})
 		}
@@ -125,12 +126,9 @@ func (r *record) unlock() {
 // relock locks the record again, and loads it again if it was changed meanwhile.
 func (r *record) relock(dir string) error {
 	file := refset.Received(dir)
-	lock, err := os.OpenFile(file+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := lockRecord(file)
 	if err != nil {
-		return fmt.Errorf("lock: %w", err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return errors.Join(err, lock.Close())
+		return err
 	}
 	r.lock = lock
 	if r.log != nil && !r.log.Current() {

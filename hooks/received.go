@@ -36,12 +36,9 @@ func openRecord(dir string) (*record, error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return &record{}, err
 	}
-	lock, err := os.OpenFile(file+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := lockRecord(file)
 	if err != nil {
 		return &record{}, err
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return &record{}, errors.Join(err, lock.Close())
 	}
 	log, err := refset.Open(file)
 	var corrupt *refset.CorruptError
@@ -55,6 +52,28 @@ func openRecord(dir string) (*record, error) {
 		return &record{fresh, lock}, errors.Join(err, again)
 	}
 	return &record{log, lock}, err
+}
+
+// lockPatience is how long the record's lock is waited for. It is held for
+// milliseconds; a process that hangs with it must not make every push hang.
+const lockPatience = 10 * time.Second
+
+// lockRecord opens the record's lock file and locks it.
+func lockRecord(record string) (*os.File, error) {
+	lock, err := os.OpenFile(record+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return lock, nil
+		case errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(deadline), errors.Is(err, unix.EINTR):
+		default:
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", lock.Name(), err), lock.Close())
+		}
+	}
 }
 
 // ours reports whether a ref having this value is the master's doing.
@@ -102,7 +121,7 @@ const recordTrouble = "the record of what the master has set here"
 // warn tells the log and who pushes what went wrong and is no reason to stop.
 func (h *Hook) warn(server *mirrorcfg.Server, what string, err error) {
 	logError(server, what, err, "repository", h.Dir, "peer", h.Peer)
-	fmt.Fprintf(h.Stderr, "mirror-shell: %s: %s: %s\n", server.Hostname, what, proc.OneLine(err.Error(), 500))
+	fmt.Fprintf(h.Stderr, "mirror-shell: %s: %s: %s\n", server.Hostname, proc.OneLine(what, 500), proc.OneLine(err.Error(), 500))
 }
 
 // update is one ref of a push, as git tells it to the hooks.

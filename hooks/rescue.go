@@ -1,6 +1,7 @@
 package hooks
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/proc"
 	"mirror-shell/internal/rescue"
 	"mirror-shell/mirrorcfg"
 )
@@ -106,8 +108,8 @@ func checkTargets(ctx context.Context, hostname string, repo git.Repo, updates [
 			return fmt.Errorf("push refused: on %s %s is only another name of %s, and git would change or delete that: delete the symbolic ref there (git symbolic-ref --delete)",
 				hostname, u.ref, now.Target)
 		}
-		if isZero(u.new) && now.OID != "" && now.OID != u.old {
-			return fmt.Errorf("push refused: %s is at %.10s on %s, and not at %.10s: try again", u.ref, now.OID, hostname, u.old)
+		if isZero(u.new) && now.OID != u.old && !(now.OID == "" && isZero(u.old)) {
+			return fmt.Errorf("push refused: %s is at %.10s on %s, and not at %.10s: try again", u.ref, cmp.Or(now.OID, "nothing"), hostname, u.old)
 		}
 	}
 	return nil
@@ -228,11 +230,12 @@ func (h *Hook) tellRescued(server *mirrorcfg.Server, repo string, kept []rescue.
 			fmt.Fprintf(h.Stderr, "%s: and %d more: see mirror-shell rescued %s on %s\n", server.Hostname, len(kept)-i, repo, server.Hostname)
 			return
 		}
-		verb := "rescued %s at %.10s as %s\n"
+		text := "rescued %s at %.10s as %s"
 		if k.Before {
-			verb = "%s at %.10s is rescued already, as %s\n"
+			text = "%s at %.10s is rescued already, as %s"
 		}
-		fmt.Fprintf(h.Stderr, server.Hostname+": "+verb, k.Ref, k.OID, k.Name)
+		text = fmt.Sprintf(text, k.Ref, k.OID, k.Name) // names may hold what a terminal obeys
+		fmt.Fprintf(h.Stderr, "%s: %s\n", server.Hostname, proc.OneLine(text, 10_000))
 	}
 }
 

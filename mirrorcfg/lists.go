@@ -24,9 +24,18 @@ func (c *Repo) Expand(hostname string, words ...string) ([]string, error) {
 	return x.peers, nil
 }
 
+// The bounds of one repository's lists. Who may write its configuration must not
+// be able to occupy the server with it: 3,000 keys, each the next one's only
+// word, took half a minute to tell that a peer is in none of them.
+const (
+	maxListKeys = 1000 // of a repository
+	maxWords    = 1000 // looked at in one expansion
+)
+
 // expansion is the state of one Expand.
 type expansion struct {
 	repo  *Repo
+	words int             // looked at
 	path  []string        // keys being expanded, outermost first
 	done  map[string]bool // keys expanded in full: a diamond of n keys is not 2^n work
 	seen  map[string]bool
@@ -34,6 +43,9 @@ type expansion struct {
 }
 
 func (x *expansion) add(word string) error {
+	if x.words++; x.words > maxWords {
+		return fmt.Errorf("more than %d peers and keys%s: shorten the lists", maxWords, x.where())
+	}
 	key, isKey := listKey(word)
 	if !isKey {
 		return x.addPeer(word)

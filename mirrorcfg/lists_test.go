@@ -1,8 +1,10 @@
 package mirrorcfg
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -91,6 +93,33 @@ func TestExpandIsNotExponential(t *testing.T) {
 	got, err := repoOf(t, keys).Expand("frodo", keyPrefix+"k00")
 	if err != nil || len(got) != 1 {
 		t.Fatalf("Expand = %v, %v; want [sam]", got, err)
+	}
+}
+
+// Whoever may write one repository's lists must not occupy the server with them.
+func TestExpandIsBounded(t *testing.T) {
+	chain := map[string]string{fmt.Sprintf("k%d", maxListKeys-1): "sam"}
+	for i := range maxListKeys - 1 {
+		chain[fmt.Sprintf("k%d", i)] = fmt.Sprintf("%sk%d", keyPrefix, i+1)
+	}
+	start := time.Now()
+	if cfg := repoOf(t, chain); !cfg.Listed("frodo", "sam") || cfg.Listed("frodo", "gollum") {
+		t.Error("long chains are not followed")
+	}
+	if d := time.Since(start); d > 10*time.Second { // a second with the race detector
+		t.Errorf("it took %v", d)
+	}
+	chain["one-more"] = "sam"
+	var entries []git.ConfigEntry
+	for key, value := range chain {
+		entries = append(entries, git.ConfigEntry{Key: keyPrefix + key, Value: value})
+	}
+	if _, err := ParseRepo("ip1", entries); err == nil || !strings.Contains(err.Error(), "at most 1000 are allowed") {
+		t.Errorf("too many keys: %v", err)
+	}
+	wide := repoOf(t, map[string]string{"slaves": strings.Repeat("sam ", maxWords)})
+	if _, err := wide.Expand("frodo", SlavesKey); err == nil || !strings.Contains(err.Error(), "more than 1000 peers and keys (in the value of gitolite.mirror.slaves)") {
+		t.Errorf("too many words: %v", err)
 	}
 }
 

@@ -108,6 +108,9 @@ func (c *Repo) setReserved() error {
 	for key := range reserved {
 		delete(c.values, key)
 	}
+	if len(c.values) > maxListKeys {
+		return fmt.Errorf("%s has %d list keys: at most %d are allowed", keyPrefix+"*", len(c.values), maxListKeys)
+	}
 	return nil
 }
 

@@ -69,7 +69,7 @@ func (p *Peers) Approve(ctx context.Context, repository, name string) (Hold, err
 	if err := writeDurably(approvedFile(repo.Dir, name), hold); err != nil {
 		return Hold{}, fmt.Errorf("approve %s to %s: %w", repository, name, err)
 	}
-	return hold, errors.Join(removeIfThere(heldFile(repo.Dir, name)), clearRestored(repo.Dir))
+	return hold, errors.Join(removeIfThere(heldFile(repo.Dir, name)), clearRestored(repo.Dir, name))
 }
 
 // errApprovalWaits: what was approved is compared with what the peer really has.

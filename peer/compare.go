@@ -64,6 +64,9 @@ func WriteEnd(w io.Writer, count int) error {
 // maxStanding bounds a line of the stream.
 const maxStanding = 8 << 10
 
+// maxStandings bounds what a peer can have us keep: ten times the largest servers that are known.
+const maxStandings = 1 << 18
+
 // ReadStandings reads a stream to its END.
 func ReadStandings(r io.Reader) (map[string]Standing, error) {
 	lines := bufio.NewScanner(r)
@@ -80,6 +83,9 @@ func ReadStandings(r io.Reader) (map[string]Standing, error) {
 		repo, s, err := parseStanding(line)
 		if err != nil {
 			return nil, err
+		}
+		if len(standings) == maxStandings {
+			return nil, fmt.Errorf("the peer's digests name more than %d repositories", maxStandings)
 		}
 		if _, twice := standings[repo]; twice {
 			return nil, fmt.Errorf("the peer's digests name %s twice", repo)

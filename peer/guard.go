@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"mirror-shell/internal/refset"
 	"mirror-shell/internal/sendpack"
@@ -26,14 +27,14 @@ import (
 
 // guardView is a sync as the guard sees it.
 type guardView struct {
-	repo, peer, host string // host is ours
-	zero             string
-	ours, theirs     map[string]string
-	commands         []sendpack.Command // what would be done, of values that are known
-	received         []sendpack.Command // of unknown values, those that the peer had from us
-	unknown          int                // values of the peer's that are not known here, received ones included
-	restored         bool               // the source is marked as restored from a backup
-	maxDelete        int                // percent
+	repo, peer   string
+	zero         string
+	ours, theirs map[string]string
+	commands     []sendpack.Command // what would be done, of values that are known
+	received     []sendpack.Command // of unknown values, those that the peer had from us
+	unknown      int                // values of the peer's that are not known here, received ones included
+	restored     bool               // the source is marked as restored from a backup
+	maxDelete    int                // percent
 }
 
 // lookups are what the guard asks, each only when it matters.
@@ -67,8 +68,8 @@ func (v guardView) reasons(look lookups) ([]string, error) {
 	}
 	var reasons []string
 	if n := len(v.received); n > 0 {
-		reasons = append(reasons, fmt.Sprintf("%s was rolled back here: %s once got from %s what is not known any more (%s at %s)",
-			v.repo, v.peer, v.host, refList(v.received), v.received[0].Old[:10]))
+		reasons = append(reasons, fmt.Sprintf("%s was rolled back or replaced here, or rolled back there: %s once got from its master what is not known here (%s at %s)",
+			v.repo, v.peer, refList(v.received), v.received[0].Old[:10]))
 	}
 	for _, rule := range []func(lookups) (string, error){v.aheadOfRestored, v.massDeletion, v.movesBack} {
 		reason, err := rule(look)
@@ -189,12 +190,29 @@ func olds(commands []sendpack.Command) []string {
 
 // RestoredMark is the file, in a repository that was restored from a backup,
 // which tells so: until somebody has said what is right (approve, sync --pull-from), no
-// peer that is ahead of the backup is touched.
+// peer that is ahead of the backup is touched. That is said of one peer, and what another one
+// has is a question of its own: the mark stays, and beside a peer's record PEER.cleared, not older than
+// the mark, says that for this peer it does not count any more.
 func RestoredMark(repoDir string) string { return filepath.Join(refset.Dir(repoDir), "restored") }
 
-// clearRestored removes the mark; that there is none is no error.
-func clearRestored(repoDir string) error {
-	if err := os.Remove(RestoredMark(repoDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func clearedFile(repoDir, peer string) string { return besideRecord(repoDir, peer, ".cleared") }
+
+// restored reports whether the mark counts for the peer.
+func restored(repoDir, peer string) bool {
+	mark, err := os.Stat(RestoredMark(repoDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	cleared, clearedErr := os.Stat(clearedFile(repoDir, peer))
+	return err != nil || clearedErr != nil || cleared.ModTime().Before(mark.ModTime())
+}
+
+// clearRestored ends the mark for a peer.
+func clearRestored(repoDir, peer string) error {
+	if !restored(repoDir, peer) {
+		return nil
+	}
+	if err := writeDurably(clearedFile(repoDir, peer), time.Now().UTC()); err != nil {
 		return fmt.Errorf("the mark that the repository was restored: %w", err)
 	}
 	return nil
@@ -226,17 +244,16 @@ func (r *syncRun) guarded(ctx context.Context, p plan) (plan, error) {
 	if err := r.settle(ctx, &p, d); err != nil {
 		return plan{}, err
 	}
-	if len(p.divergent) == 0 {
+	if len(p.divergent) == 0 && r.adv != nil { // from the record alone nothing is known to be well
 		return p, r.unhold()
 	}
 	return p, nil
 }
 
 func (r *syncRun) guardReasons(ctx context.Context, p plan, d divergence) ([]string, error) {
-	_, err := os.Lstat(RestoredMark(r.src.Repo.Dir))
 	view := guardView{
-		repo: r.src.Config.Name, peer: r.name, host: r.hostname, zero: r.zero, ours: r.ours, theirs: r.theirs,
-		commands: p.commands, received: d.received, unknown: len(p.divergent), restored: !errors.Is(err, fs.ErrNotExist), maxDelete: r.maxDelete,
+		repo: r.src.Config.Name, peer: r.name, zero: r.zero, ours: r.ours, theirs: r.theirs,
+		commands: p.commands, received: d.received, unknown: len(p.divergent), restored: restored(r.src.Repo.Dir, r.name), maxDelete: r.maxDelete,
 	}
 	return view.reasons(lookups{
 		contained: func(oids []string) (map[string]bool, error) {

@@ -63,12 +63,12 @@ func TestGuard(t *testing.T) {
 		{name: "one of two goes back", ours: "main=a x=d", theirs: "main=b x=c", past: "ab cd", asked: "back"},
 		{name: "two go forward", ours: "main=b x=d", theirs: "main=a x=c", past: "ab cd", asked: "back"},
 
-		{name: "our own former value", ours: "main=a", theirs: "main=b", unknown: "b", received: "b", want: []string{"was rolled back here: sam once got from frodo what is not known any more (refs/heads/main at "}},
+		{name: "our own former value", ours: "main=a", theirs: "main=b", unknown: "b", received: "b", want: []string{"ip1 was rolled back or replaced here, or rolled back there: sam once got from its master what is not known here (refs/heads/main at "}},
 		{name: "somebody else's value", ours: "main=a", theirs: "main=b", unknown: "b"},
 		{name: "all of it somebody else's", ours: "main=a", theirs: "main=b x=c", unknown: "bc"},
 
 		{name: "replaced", ours: "main=a", theirs: "main=b x=c", unknown: "bc", norecord: true, want: []string{"has nothing in common with"}, asked: "exist"},
-		{name: "replaced, as the peer knows", ours: "main=a", theirs: "main=b x=c", unknown: "bc", received: "bc", norecord: true, want: []string{"has nothing in common with"}, asked: "exist"},
+		{name: "replaced, as the peer knows", ours: "main=a", theirs: "main=b x=c", unknown: "bc", received: "bc", norecord: true, want: []string{"was rolled back or replaced here"}},
 		{name: "a common commit", ours: "main=a", theirs: "main=b x=c", unknown: "b", norecord: true},
 		{name: "a common object", ours: "main=a", theirs: "main=b x=c", unknown: "bc", here: "c", norecord: true, asked: "exist"},
 
@@ -80,7 +80,7 @@ func TestGuard(t *testing.T) {
 		{name: "several reasons", ours: "main=a", theirs: "main=b x=c y=d z=e", unknown: "b", received: "b", want: []string{"was rolled back", "3 of 4 refs"}, asked: "contained"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			v := guardView{repo: "ip1", peer: "sam", host: "frodo", zero: zero1, ours: refsOf(c.ours), theirs: refsOf(c.theirs), restored: c.restored, maxDelete: c.percent}
+			v := guardView{repo: "ip1", peer: "sam", zero: zero1, ours: refsOf(c.ours), theirs: refsOf(c.theirs), restored: c.restored, maxDelete: c.percent}
 			if c.percent == 0 {
 				v.maxDelete = 50
 			}

@@ -46,6 +46,9 @@ const (
 	maxLinger = 64 << 20
 	// packsWithout is how long no file is tried after the disk was full.
 	packsWithout = time.Minute
+	// maxPack is how large a file may grow, in bytes: it stands on the file system of
+	// the inbox, which must not be filled.
+	maxPack = 1 << 30
 )
 
 var errNoRoom = errors.New("no room for a file")
@@ -53,22 +56,30 @@ var errNoRoom = errors.New("no room for a file")
 // write writes the pack to w, by way of a file in dir. Errors are those of git, of w,
 // or of the file.
 func (p *packs) write(ctx context.Context, w io.Writer, dir string, repo git.Repo, want, have []string, o git.PackOptions) error {
-	key := keyOf(repo, want, have, o)
-	pack, err := p.join(dir, key, func(ctx context.Context, w io.Writer) error {
+	return p.share(ctx, w, dir, keyOf(repo, want, have, o), func(ctx context.Context, w io.Writer) error {
 		return repo.Pack(ctx, w, want, have, o)
 	})
+}
+
+// share is write with what makes the pack. Without room for a file it goes without.
+func (p *packs) share(ctx context.Context, w io.Writer, dir string, key packKey, write func(context.Context, io.Writer) error) error {
+	pack, err := p.join(dir, key, write)
 	if err != nil {
-		return repo.Pack(ctx, w, want, have, o) // no room for a file; it goes without
+		return write(ctx, w)
 	}
 	defer p.leave(key, pack)
-	return pack.copy(ctx, w)
+	n, err := pack.copy(ctx, w)
+	if n == 0 && pack.noRoom() != nil {
+		return write(ctx, w) // nothing has been said yet
+	}
+	return err
 }
 
 // join returns the pack of that key with one reader more; the first has it made.
 func (p *packs) join(dir string, key packKey, write func(context.Context, io.Writer) error) (*sharedPack, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if pack, ok := p.open[key]; ok {
+	if pack, ok := p.open[key]; ok && pack.sound() {
 		pack.readers++
 		return pack, nil
 	}
@@ -97,7 +108,7 @@ func (p *packs) join(dir string, key packKey, write func(context.Context, io.Wri
 func (p *packs) leave(key packKey, pack *sharedPack) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if pack.noRoom() {
+	if pack.noRoom() != nil {
 		p.without = time.Now().Add(packsWithout)
 	}
 	if pack.readers--; pack.readers > 0 {
@@ -121,7 +132,9 @@ func (p *packs) leaveAtLast(key packKey, pack *sharedPack) {
 
 // remove is called with the lock held.
 func (p *packs) remove(key packKey, pack *sharedPack) {
-	delete(p.open, key)
+	if p.open[key] == pack { // and not another one in its place
+		delete(p.open, key)
+	}
 	pack.cancel()
 	go pack.close()
 }
@@ -134,7 +147,7 @@ type sharedPack struct {
 
 	mu    sync.Mutex
 	size  int64
-	full  bool // the file could not be written
+	full  error // why the file could not be written
 	ended bool
 	err   error         // valid when ended
 	grown chan struct{} // closed, and replaced unless ended, when there is more
@@ -142,61 +155,77 @@ type sharedPack struct {
 
 // Write implements io.Writer for git.
 func (s *sharedPack) Write(b []byte) (int, error) {
-	n, err := s.file.Write(b)
+	n, err := 0, error(errNoRoom)
+	if s.size+int64(len(b)) <= maxPack { // nobody else changes size
+		n, err = s.file.Write(b)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.size += int64(n)
-	s.full = s.full || err != nil
+	if err == nil {
+		s.size += int64(n)
+	} else if s.full == nil {
+		s.full = fmt.Errorf("a file for the pack: %w", err)
+	}
 	close(s.grown)
 	s.grown = make(chan struct{})
 	return n, err
 }
 
+// end notes how making the pack ended. Of a file that could not be written git knows only that
+// nobody reads what it says.
 func (s *sharedPack) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended, s.err = true, err
+	if s.full != nil {
+		s.err = s.full
+	}
 	close(s.grown)
 }
 
-func (s *sharedPack) state() (size int64, ended bool, err error, grown <-chan struct{}) {
+func (s *sharedPack) state() (size int64, ended bool, grown <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.size, s.ended, s.err, s.grown
+	return s.size, s.ended, s.grown, s.err
 }
 
-func (s *sharedPack) noRoom() bool {
+func (s *sharedPack) noRoom() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.full
 }
 
+// sound reports whether nothing has gone wrong with the pack.
+func (s *sharedPack) sound() bool {
+	_, ended, _, err := s.state()
+	return s.noRoom() == nil && (!ended || err == nil)
+}
+
 // keep reports whether the pack is whole and small enough to be kept for later.
 func (s *sharedPack) keep() bool {
-	size, ended, err, _ := s.state()
+	size, ended, _, err := s.state()
 	return ended && err == nil && size <= maxLinger
 }
 
-// copy writes all of the pack to w, as it comes.
-func (s *sharedPack) copy(ctx context.Context, w io.Writer) error {
-	var done int64
+// copy writes all of the pack to w, as it comes, and returns how much that was.
+func (s *sharedPack) copy(ctx context.Context, w io.Writer) (done int64, err error) {
 	for {
-		size, ended, err, grown := s.state()
+		size, ended, grown, err := s.state()
 		if size > done {
 			n, err := io.Copy(w, io.NewSectionReader(s.file, done, size-done))
 			done += n
 			if err != nil {
-				return err
+				return done, err
 			}
 			continue
 		}
 		if ended {
-			return err
+			return done, err
 		}
 		select {
 		case <-grown:
 		case <-ctx.Done():
-			return ctx.Err()
+			return done, ctx.Err()
 		}
 	}
 }
@@ -204,7 +233,7 @@ func (s *sharedPack) copy(ctx context.Context, w io.Writer) error {
 // close waits for git to end and closes the file.
 func (s *sharedPack) close() {
 	for {
-		_, ended, _, grown := s.state()
+		_, ended, grown, _ := s.state()
 		if ended {
 			s.file.Close()
 			return

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Readers that come while a pack is made, slow ones, and one that comes later all
@@ -39,7 +41,7 @@ func TestSharedPack(t *testing.T) {
 		}
 		defer p.leave(key, pack)
 		var got bytes.Buffer
-		if err := pack.copy(t.Context(), &got); err != nil || !bytes.Equal(got.Bytes(), text) {
+		if _, err := pack.copy(t.Context(), &got); err != nil || !bytes.Equal(got.Bytes(), text) {
 			t.Errorf("%d bytes, %v", got.Len(), err)
 		}
 	}
@@ -84,10 +86,10 @@ func TestSharedPackLeft(t *testing.T) {
 	broken := errors.New("broken")
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if err := one.copy(ctx, io.Discard); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := one.copy(ctx, io.Discard); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
-	if err := one.copy(t.Context(), failing{broken}); !errors.Is(err, broken) {
+	if _, err := one.copy(t.Context(), failing{broken}); !errors.Is(err, broken) {
 		t.Error(err)
 	}
 	p.leave(key, one)
@@ -111,21 +113,35 @@ func (f failing) Write([]byte) (int, error) { return 0, f.err }
 func TestSharedPackWithoutRoom(t *testing.T) {
 	var p packs
 	key := packKey{3}
-	pack, err := p.join(t.TempDir(), key, func(ctx context.Context, w io.Writer) error {
-		pack := w.(*sharedPack)
-		real := pack.file
-		pack.file, _ = os.Open(os.DevNull) // cannot be written
-		defer real.Close()
-		_, err := w.Write([]byte("PACK"))
-		return err
-	})
+	sigpipe := errors.New("signal: broken pipe")
+	write := func(whole int) func(context.Context, io.Writer) error {
+		return func(ctx context.Context, w io.Writer) error {
+			for range whole {
+				w.Write([]byte("PACK"))
+			}
+			if pack, ok := w.(*sharedPack); ok {
+				pack.file, _ = os.OpenFile("/dev/full", os.O_RDWR, 0)
+			}
+			if _, err := w.Write([]byte("PACK")); err != nil {
+				return sigpipe // all that git would know
+			}
+			return nil
+		}
+	}
+	// When something has been sent, it is too late; the reason is the disk.
+	pack, err := p.join(t.TempDir(), key, write(1))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := pack.copy(t.Context(), io.Discard); err == nil {
-		t.Error("copied what could not be written")
+	if _, err := pack.copy(t.Context(), io.Discard); !errors.Is(err, unix.ENOSPC) || errors.Is(err, sigpipe) {
+		t.Error("copied what could not be written:", err)
 	}
 	p.leave(key, pack)
+	var fresh packs
+	var got bytes.Buffer
+	if err := fresh.share(t.Context(), &got, t.TempDir(), key, write(0)); err != nil || got.String() != "PACK" {
+		t.Errorf("%q, %v", got.String(), err)
+	}
 	if _, err := p.join(t.TempDir(), key, nil); !errors.Is(err, errNoRoom) {
 		t.Error(err)
 	}

@@ -18,7 +18,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -116,8 +115,9 @@ func (p *Peers) Knows(repository, name string) bool {
 
 // Confirm remembers that the copy is equal, after a comparison by digest found it
 // so: without that, a branch that is rewritten here later would look on the peer
-// like somebody else's. When ours have changed since, nothing is done.
-func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt string) error {
+// like somebody else's. Head is what the peer's HEAD points to, "" when it is not
+// known. When ours have changed since, nothing is done.
+func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt, head string) error {
 	repo, unlock, err := p.lock(ctx, repository, name)
 	if err != nil {
 		return err
@@ -127,7 +127,7 @@ func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt string) e
 	if err != nil {
 		return err
 	}
-	refs, err := repo.Refs(ctx)
+	refs, err := repo.ReadRefs(ctx)
 	if err != nil {
 		return err
 	}
@@ -139,13 +139,17 @@ func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt string) e
 	if err != nil {
 		return err
 	}
-	entries := make([]refset.Entry, 0, len(refs))
+	entries := make([]refset.Entry, 0, len(refs)+1)
+	if head != "" {
+		entries = append(entries, refset.Entry{Ref: "HEAD", OID: "ref:" + head})
+	}
 	for ref, oid := range refs {
 		if !log.Ours(ref, oid) { // what is on record may still be being sent
 			entries = append(entries, refset.Entry{Ref: ref, OID: oid})
 		}
 	}
-	return errors.Join(log.Confirm(entries), log.Close(), removeIfThere(heldFile(repo.Dir, name)))
+	return errors.Join(log.Confirm(entries), log.Close(), clearRestored(repo.Dir, name),
+		removeIfThere(heldFile(repo.Dir, name)), removeIfThere(approvedFile(repo.Dir, name)))
 }
 
 // SetKnownHead corrects what we remember of a peer's HEAD ("" for none), after
@@ -156,15 +160,14 @@ func (p *Peers) SetKnownHead(ctx context.Context, repository, name, head string)
 		return err
 	}
 	defer unlock()
+	if head == "" {
+		return forgetHead(repo, name)
+	}
 	log, err := refset.Open(refset.Path(repo.Dir, name))
 	if err != nil {
 		return err
 	}
-	value := "ref:" + head
-	if head == "" {
-		value = strings.Repeat("0", 40) // absent: nothing is known
-	}
-	return errors.Join(log.Confirm([]refset.Entry{{Ref: "HEAD", OID: value}}), log.Close())
+	return errors.Join(log.Confirm([]refset.Entry{{Ref: "HEAD", OID: "ref:" + head}}), log.Close())
 }
 
 // Job says which copy to make equal.

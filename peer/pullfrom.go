@@ -1,7 +1,9 @@
 package peer
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/refset"
 	"mirror-shell/internal/rescue"
 	"mirror-shell/mirrorcfg"
 )
@@ -67,7 +70,53 @@ func (p *Peers) PullFrom(ctx context.Context, repository, name string, say io.Wr
 	if err != nil {
 		return pulled, err
 	}
-	return pulled, clearRestored(repo.Dir)
+	if err := p.pullHead(ctx, opened, repo, cfg.Name, name, say); err != nil {
+		return pulled, err
+	}
+	return pulled, clearRestored(repo.Dir, name)
+}
+
+// pullHead takes the peer's HEAD over, where it tells one and the branch is here: it was changed
+// after the backup was made. What is on record of it was rolled back, and is forgotten.
+func (p *Peers) pullHead(ctx context.Context, opened Peer, repo git.Repo, repository, name string, say io.Writer) error {
+	if err := forgetHead(repo, name); err != nil {
+		return err
+	}
+	comparer, ok := opened.(Comparer)
+	if !ok {
+		return nil
+	}
+	standings, err := comparer.Compare(ctx)
+	if errors.Is(err, ErrForeign) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	head := standings[repository].Head
+	ours, err := repo.Head(ctx)
+	if err != nil || head == "" || head == ours {
+		return err
+	}
+	refs, err := repo.ReadRefs(ctx)
+	if err != nil || refs[head] == "" {
+		return err
+	}
+	if err := repo.SetHead(ctx, head); err != nil {
+		return err
+	}
+	fmt.Fprintf(say, "HEAD is %s, as on %s; it was %s\n", head, name, cmp.Or(ours, "detached"))
+	return nil
+}
+
+// forgetHead makes the next Sync send HEAD.
+func forgetHead(repo git.Repo, peer string) error {
+	log, err := refset.Open(refset.Path(repo.Dir, peer))
+	if err != nil {
+		return err
+	}
+	zero := strings.Repeat("0", 40) // absent: nothing is known
+	return errors.Join(log.Confirm([]refset.Entry{{Ref: "HEAD", OID: zero}}), log.Close())
 }
 
 // Pull implements Puller.

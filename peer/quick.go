@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -36,11 +38,15 @@ func (r *syncRun) quick(ctx context.Context, head string) (done bool, err error)
 	case errors.Is(err, ErrUnreachable) || ctx.Err() != nil:
 		return true, err
 	case err != nil:
-		r.stock.avoid(r.quickKey(), avoidFor) // an older server, or one that refuses: git's own protocol tells more
+		if !r.heard.Load() { // an older server, or one that refuses: git's own protocol tells more
+			r.stock.avoid(r.quickKey(), avoidFor)
+		}
 		return false, nil
 	case answer.Stock != "":
+		fmt.Fprintf(r.say, "   %s wants to be pushed to by git's own protocol: %s\n", r.name, answer.Stock)
 		return false, nil
 	}
+	r.early.said.sayTo(r.say)
 	if err := r.applied(todo, head, answer); err != nil {
 		return true, err
 	}
@@ -55,20 +61,32 @@ type earlyConn struct {
 	opened chan struct{}
 	conn   *conn // after opened
 	err    error
+	said   heldBack // an older server says that it has no such verb, which concerns nobody
 }
 
 // openEarly opens the connection, where the quick way is likely to be gone: the
 // peer has taken a HEAD before, which only our own servers do.
 func (r *syncRun) openEarly(ctx context.Context) {
-	if known, _ := r.log.Confirmed("HEAD"); !strings.HasPrefix(known, "ref:") || r.stock.avoided(r.quickKey()) {
+	if known, _ := r.log.Confirmed("HEAD"); !strings.HasPrefix(known, "ref:") || r.stock.avoided(r.quickKey()) || r.doubtful() {
 		return
 	}
 	e := &earlyConn{opened: make(chan struct{})}
 	go func() {
 		defer close(e.opened)
-		e.conn, e.err = r.open(ctx, sendpack.QuickVerb+" '"+r.src.Config.Name+"'", r.say)
+		e.conn, e.err = r.open(ctx, sendpack.QuickVerb+" '"+r.src.Config.Name+"'", &e.said)
 	}()
 	r.early = e
+}
+
+// doubtful: something is the matter with the copy, and nothing may be changed there
+// before the guard has seen what it really has.
+func (r *syncRun) doubtful() bool {
+	for _, file := range []string{heldFile(r.src.Repo.Dir, r.name), approvedFile(r.src.Repo.Dir, r.name)} {
+		if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return restored(r.src.Repo.Dir, r.name)
 }
 
 // dropEarly ends the connection if it was not used.
@@ -82,6 +100,28 @@ func (r *syncRun) dropEarly() {
 	}
 }
 
+// heldBack keeps what is said until it is known whether it matters.
+type heldBack struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+// maxHeldBack bounds what is kept, in bytes.
+const maxHeldBack = 64 << 10
+
+func (h *heldBack) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.text = append(h.text, p[:min(len(p), maxHeldBack-len(h.text))]...)
+	return len(p), nil
+}
+
+func (h *heldBack) sayTo(w io.Writer) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w.Write(h.text)
+}
+
 // take waits for the connection; it can be had once.
 func (e *earlyConn) take() (*conn, error) {
 	<-e.opened
@@ -89,6 +129,10 @@ func (e *earlyConn) take() (*conn, error) {
 	e.conn = nil
 	return c, e.err
 }
+
+// maxWorking is how many times worker.stall_timeout a peer may be at work on a
+// push that it has all of.
+const maxWorking = 60
 
 // avoidFor is how long a copy that could not be pushed to quickly is pushed to
 // by the stock way alone.
@@ -115,14 +159,14 @@ func (m *stockMemory) avoided(key string) bool {
 	return time.Now().Before(m.until[key])
 }
 
-// fromRecord takes the peer's refs from the record, if they are certain: there
-// were some, and none is being sent.
+// fromRecord takes the peer's refs from the record, if there are any. Of one that a push was
+// cut off at, or that was refused, that is a guess; a wrong one is refused by the peer.
 func (r *syncRun) fromRecord(head string) bool {
 	if head == "" || len(r.ours) == 0 {
 		return false
 	}
-	refs, settled := r.log.Settled()
-	if !settled || len(refs) == 0 {
+	refs, _ := r.log.Guess()
+	if len(refs) == 0 {
 		return false
 	}
 	r.format = objectFormat(r.ours)
@@ -168,6 +212,8 @@ func (r *syncRun) quickPush(ctx context.Context, head string, todo plan, have []
 		conn.cancel() // a pack without its end would be waited for
 	}
 	conn.CloseWrite()
+	working := time.AfterFunc(maxWorking*r.stall, conn.cancel) // that it is at work, it may say for ever
+	defer working.Stop()
 	readErr := <-answered
 	if readErr == nil {
 		return answer, r.ended(conn, nil)

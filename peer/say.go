@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unicode"
 
 	"mirror-shell/internal/proc"
 )
@@ -16,9 +17,13 @@ import (
 func prefixed(w io.Writer) *remoteLines { return &remoteLines{w: w} }
 
 type remoteLines struct {
-	w    io.Writer
-	line []byte
+	w      io.Writer
+	line   []byte
+	errors []string // lines that tell of one, the first of them
 }
+
+// maxErrors is how many lines of errors are kept.
+const maxErrors = 50
 
 // maxLine bounds what is kept of a line that does not end.
 const maxLine = 4096
@@ -42,8 +47,30 @@ func (r *remoteLines) Write(p []byte) (int, error) {
 func (r *remoteLines) end() {
 	if text := proc.OneLine(string(r.line), maxLine); text != "" {
 		fmt.Fprintf(r.w, "remote: %s\n", text)
+		if len(r.errors) < maxErrors && (strings.HasPrefix(text, "error: ") || strings.HasPrefix(text, "fatal: ")) {
+			r.errors = append(r.errors, text)
+		}
 	}
 	r.line = r.line[:0]
+}
+
+// reason picks from what the peer has said why it refused refs: an error that
+// names one of them as git does, else the first that ends everything, a hook's
+// for example. "" is none.
+func (r *remoteLines) reason(refs []string) string {
+	for _, line := range r.errors {
+		for _, ref := range refs {
+			if text, ok := strings.CutPrefix(line, "error: "); ok && strings.Contains(text, "'"+ref+"'") {
+				return text
+			}
+		}
+	}
+	for _, line := range r.errors {
+		if text, ok := strings.CutPrefix(line, "fatal: "); ok {
+			return text
+		}
+	}
+	return ""
 }
 
 // maxTold is how many lines about single refs are said.
@@ -57,8 +84,18 @@ type teller struct {
 
 func (t *teller) line(text string) {
 	if t.lines++; t.lines <= maxTold {
-		fmt.Fprintln(t.say, text)
+		fmt.Fprintln(t.say, visible(text))
 	}
+}
+
+// visible makes what a ref's name may contain harmless for terminals.
+func visible(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsGraphic(r) {
+			return r
+		}
+		return '?'
+	}, text)
 }
 
 func (t *teller) end() {

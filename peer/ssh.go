@@ -82,7 +82,7 @@ func (p *sshPeer) Sync(ctx context.Context, src Source, say io.Writer) (Outcome,
 	if err := run.sync(ctx); err != nil {
 		return Outcome{}, run.explain(ctx, err)
 	}
-	return Outcome{Digest: run.digest(), Note: run.note}, nil
+	return Outcome{Digest: run.digest(), Note: run.note}, clearRestored(src.Repo.Dir, p.name)
 }
 
 // explain says why the context ended, instead of or before what came of it. A
@@ -341,7 +341,7 @@ func (r *syncRun) send(ctx context.Context, conn *conn, todo plan, have []string
 	end := r.ended(conn, err)
 	said.end()
 	if err == nil {
-		return also(r.judge(todo, report), end)
+		return also(r.judge(todo, report, said), end)
 	}
 	select {
 	case err := <-failed:
@@ -355,7 +355,7 @@ func (r *syncRun) send(ctx context.Context, conn *conn, todo plan, have []string
 
 // pack writes the pack of a push, which other pushes may share.
 func (r *syncRun) pack(ctx context.Context, w io.Writer, want, have []string, o git.PackOptions) error {
-	if r.packs == nil || !r.src.Several {
+	if r.packs == nil || !r.src.Several || len(have) == 0 { // a first push may be as large as the repository
 		return r.src.Repo.Pack(ctx, w, want, have, o)
 	}
 	return r.packs.write(ctx, w, r.stateDir, r.src.Repo, want, have, o)
@@ -363,9 +363,9 @@ func (r *syncRun) pack(ctx context.Context, w io.Writer, want, have []string, o 
 
 // judge confirms what the peer accepted and returns an error when that is not
 // everything.
-func (r *syncRun) judge(todo plan, report sendpack.Report) error {
+func (r *syncRun) judge(todo plan, report sendpack.Report, said *remoteLines) error {
 	var accepted []refset.Entry
-	var refused []string
+	var refused, refs []string
 	told := teller{say: r.say}
 	for _, c := range todo.commands {
 		failure, ok := report.Refs[c.Ref]
@@ -378,7 +378,7 @@ func (r *syncRun) judge(todo plan, report sendpack.Report) error {
 		failure = proc.OneLine(failure, 200)
 		told.line(describe(c, r.zero, failure))
 		if failure != "" {
-			refused = append(refused, c.Ref+" ("+failure+")")
+			refused, refs = append(refused, c.Ref+" ("+failure+")"), append(refs, c.Ref)
 			continue
 		}
 		if c.New == r.zero {
@@ -396,9 +396,18 @@ func (r *syncRun) judge(todo plan, report sendpack.Report) error {
 		return fmt.Errorf("%s could not store the objects: %s: look at its disk space and run git fsck there", r.name, proc.OneLine(report.Unpack, 200))
 	}
 	if len(refused) > 0 {
-		return fmt.Errorf("%s refused %d of %d refs: %s: look at its hooks and receive.* settings", r.name, len(refused), len(todo.commands), list(refused))
+		return fmt.Errorf("%s refused %d of %d refs: %s: %s", r.name, len(refused), len(todo.commands), list(refused), refusal(r.name, said.reason(refs)))
 	}
 	return nil
+}
+
+// refusal says what to do about a refusal: git reports "failed to update ref" for whatever
+// is wrong, and what that is, it only says.
+func refusal(peer, reason string) string {
+	if reason == "" {
+		return "look at its hooks and receive.* settings"
+	}
+	return peer + " says: " + proc.OneLine(reason, 300)
 }
 
 // confirm records what the peer accepted, and the refs that are equal without
@@ -411,7 +420,33 @@ func (r *syncRun) confirm(accepted []refset.Entry) error {
 			accepted = append(accepted, refset.Entry{Ref: ref, OID: oid})
 		}
 	}
-	return r.log.Confirm(accepted)
+	return also(r.log.Confirm(accepted), r.log.Seen(r.seen()))
+}
+
+// seen are the refs that the peer does not have as the record would guess, of
+// values that are ours: a push that was refused, or cut off. What was being sent stays known.
+func (r *syncRun) seen() []refset.Entry {
+	guess, settled := r.log.Guess()
+	if settled {
+		return nil
+	}
+	var seen []refset.Entry
+	for ref, oid := range guess {
+		if now := r.theirs[ref]; now != oid && r.src.Config.MirrorsRef(ref) {
+			if now == "" {
+				now = r.zero
+			}
+			if r.log.Ours(ref, now) || now == r.zero {
+				seen = append(seen, refset.Entry{Ref: ref, OID: now})
+			}
+		}
+	}
+	for ref, now := range r.theirs {
+		if guess[ref] == "" && r.log.Ours(ref, now) {
+			seen = append(seen, refset.Entry{Ref: ref, OID: now})
+		}
+	}
+	return seen
 }
 
 // refList names up to three refs.

@@ -274,7 +274,7 @@ func (s *keptStream) Wait() error {
 	case s.status != nil:
 		return nil
 	case s.signal != "":
-		return unreachable(s.failed(fmt.Errorf("signal %s ended the command on %s", proc.OneLine(s.signal, 20), s.conn.host)))
+		return s.failed(fmt.Errorf("signal %s ended the command on %s", proc.OneLine(s.signal, 20), s.conn.host)) // the server itself is well
 	case why != nil:
 		return unreachable(s.failed(why))
 	}

@@ -2,6 +2,7 @@ package shell
 
 import (
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -12,19 +13,26 @@ import (
 // limits of the built-in server. The defaults are generous for people and mean
 // to whoever opens connections for their own sake.
 type limits struct {
-	connections int           // at a time; more are closed at once
-	sessions    int           // at a time on one connection
-	handshake   time.Duration // from accept to the first session: time to type a passphrase
-	idle        time.Duration // git itself says something every few seconds
-	linger      time.Duration // how long a program may outlive its client
+	connections int // at a time
+	// share is how many of them one address may have, and one key: half, so
+	// that nobody can use up all alone.
+	share int
+	// waiting is how many have not logged in yet, waitingShare how many of
+	// these come from one address: a stranger costs no more than that.
+	waiting, waitingShare int
+	sessions              int           // at a time on one connection
+	handshake             time.Duration // from accept to the first session: time to type a passphrase
+	idle                  time.Duration // git itself says something every few seconds
+	linger                time.Duration // how long a program may outlive its client
 }
 
 var defaultLimits = limits{
-	connections: 256,
-	sessions:    10, // as stock sshd's MaxSessions
-	handshake:   time.Minute,
-	idle:        10 * time.Minute,
-	linger:      10 * time.Second,
+	connections: 256, share: 128,
+	waiting: 128, waitingShare: 32,
+	sessions:  10, // as stock sshd's MaxSessions
+	handshake: time.Minute,
+	idle:      10 * time.Minute,
+	linger:    10 * time.Second,
 }
 
 // door is the listener of the built-in server. It knows every connection, logged
@@ -32,6 +40,8 @@ var defaultLimits = limits{
 type door struct {
 	net.Listener
 	limits limits
+	// refused is told of every connection that is closed for want of room.
+	refused func(from net.Addr, reason string)
 
 	mu     sync.Mutex
 	closed bool
@@ -48,24 +58,113 @@ func (d *door) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if c := d.enter(conn); c != nil {
+		c, out, reason := d.enter(conn)
+		if out != nil {
+			d.refused(out.RemoteAddr(), "it had not logged in, and others want its place")
+			out.Close()
+		}
+		if c != nil {
 			return c, nil
 		}
+		d.refused(conn.RemoteAddr(), reason)
 		conn.Close()
 	}
 }
 
-func (d *door) enter(conn net.Conn) *doorConn {
+// enter admits a connection, for which another one may have to be closed, or
+// says why not.
+func (d *door) enter(conn net.Conn) (c, out *doorConn, reason string) {
+	c = &doorConn{Conn: conn, door: d, address: addressOf(conn.RemoteAddr()), since: time.Now()}
+	c.until = c.since.Add(d.limits.handshake)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed || len(d.conns) >= d.limits.connections {
-		return nil
+	if out, reason = d.room(c.address); reason != "" {
+		return nil, nil, reason
 	}
-	c := &doorConn{Conn: conn, door: d, until: time.Now().Add(d.limits.handshake)}
 	conn.SetDeadline(c.until)
 	d.conns[c] = struct{}{}
 	d.work.Add(1)
-	return c
+	return c, out, ""
+}
+
+// room decides whether one more connection from an address can be admitted. When
+// the places are taken, one that has not logged in gives way, and not the
+// newcomer: else whoever has addresses enough would hold the places for as long as a
+// login may take, with one packet each. Who is quick to log in is hardly ever hit.
+func (d *door) room(address string) (out *doorConn, reason string) {
+	same, waiting, sameWaiting := 0, 0, map[string]int{}
+	for c := range d.conns {
+		if c.address == address {
+			same++
+		}
+		if c.holder == "" {
+			waiting++
+			sameWaiting[c.address]++
+		}
+	}
+	full := len(d.conns) >= d.limits.connections
+	switch {
+	case d.closed:
+		return nil, "the server stops"
+	case same >= d.limits.share:
+		return nil, "too many connections from this address"
+	case sameWaiting[address] >= d.limits.waitingShare:
+		return nil, "too many connections from this address that have not logged in"
+	case full && waiting == 0:
+		return nil, "too many connections"
+	case full || waiting >= d.limits.waiting:
+		return d.longestWaiting(sameWaiting), ""
+	}
+	return nil, ""
+}
+
+// longestWaiting is the oldest connection that has not logged in, from the
+// address that has most of them.
+func (d *door) longestWaiting(waiting map[string]int) *doorConn {
+	var found *doorConn
+	for c := range d.conns {
+		if c.holder != "" {
+			continue
+		}
+		if found == nil || waiting[c.address] > waiting[found.address] ||
+			waiting[c.address] == waiting[found.address] && c.since.Before(found.since) {
+			found = c
+		}
+	}
+	return found
+}
+
+// addressOf is what counts as one address: of IPv6 the network of 64 bits, which
+// is the least that anybody gets.
+func addressOf(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return addr.String()
+	}
+	ip, _ := netip.AddrFromSlice(tcp.IP)
+	ip = ip.Unmap().WithZone("")
+	if prefix, err := ip.Prefix(64); ip.Is6() && err == nil {
+		return prefix.String()
+	}
+	return ip.String()
+}
+
+// login gives a connection to who has proved to hold the key, unless that key
+// has its share already.
+func (d *door) login(c *doorConn, key string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	same := 0
+	for other := range d.conns {
+		if other.holder == key {
+			same++
+		}
+	}
+	if same >= d.limits.share {
+		return false
+	}
+	c.holder = key
+	return true
 }
 
 // Close closes the listener and every connection.
@@ -89,7 +188,10 @@ func (d *door) Close() error {
 // sends a byte a minute would keep its place for ever.
 type doorConn struct {
 	net.Conn
-	door *door
+	door    *door
+	address string // see addressOf
+	since   time.Time
+	holder  string // the key that logged in, "" before; guarded by the door
 
 	mu       sync.Mutex
 	until    time.Time // zero: a session has started

@@ -21,7 +21,8 @@ import (
 // in order, with
 //
 //	received LF    the slave knows that the master set this ref to this value
-//	foreign LF     it does not: a mirror push over it makes a rescued ref of it
+//	foreign LF     it does not: a mirror push over it makes a rescued ref of it, for
+//	               which our hooks have to be there; without them there is no answer
 //
 // and at the end END SP COUNT LF. Nothing is answered before all has been read, so
 // that a master may write it all before it reads. Without END the answer is not one.
@@ -37,7 +38,7 @@ const (
 
 // tellKnown answers mirror-known. A record that is lost or damaged knows nothing,
 // which makes the master careful.
-func (s *Session) tellKnown(repo git.Repo) error {
+func (s *Session) tellKnown(ctx context.Context, repo git.Repo) error {
 	log, err := refset.Open(refset.Received(repo.Dir))
 	var corrupt *refset.CorruptError
 	if errors.As(err, &corrupt) {
@@ -49,6 +50,12 @@ func (s *Session) tellKnown(repo git.Repo) error {
 	}
 	defer log.Close()
 	answer, err := answerKnown(s.Stdin, log.Ours)
+	if err == nil && s.HooksInstalled != nil && bytes.Contains(answer, []byte("foreign\n")) {
+		var installed bool
+		if installed, err = s.HooksInstalled(ctx, repo); err == nil && !installed {
+			err = errors.New("our hooks are not in that repository, so nothing would be kept: run mirror-shell install-hooks there")
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("%s: mirror-known: %w", s.Server.Hostname, err)
 	}

@@ -38,6 +38,8 @@ type Session struct {
 	// BeginPush does the hooks' part of a push by the verb mirror-push; see PushTaker.
 	// Where it is nil, git runs the hooks.
 	BeginPush func(context.Context, Push, []sendpack.Command) (settings []string, done func(), err error)
+	// HooksInstalled reports whether git would run our hooks in a repository.
+	HooksInstalled func(context.Context, git.Repo) (bool, error)
 
 	patience time.Duration // for the authorize command; 0: authorizeTimeout
 }
@@ -54,7 +56,7 @@ func (s *Session) ServePeer(ctx context.Context, peer Peer) int {
 	who := "peer " + peer.name
 	req, facts, repo, err := s.prepare(ctx)
 	if err != nil {
-		if req.Verb == UploadPack { // the error would say that the repository exists
+		if req.Verb == UploadPack && req.Repo != "" { // the error would say that the repository exists
 			err = hidden{DecidePeer(Facts{Hostname: facts.Hostname}, peer, req).Message, err}
 		}
 		return s.refuse(who, err)
@@ -138,12 +140,12 @@ func (s *Session) run(ctx context.Context, who string, d Decision, req Request, 
 	case SetMeta:
 		return s.told(who, s.setMeta(ctx, repo))
 	case TellKnown:
-		return s.told(who, s.tellKnown(repo))
+		return s.told(who, s.tellKnown(ctx, repo))
 	case TellRescued:
 		return s.told(who, s.tellRescued(ctx, repo))
 	case Redirect:
 		redirected := Request{Verb: RedirectedPush, User: d.User.name, Repo: req.Repo}
-		return s.exec(ctx, who, proc.Env(), proc.SSH(d.Host, redirected.Command())...)
+		return s.exec(ctx, who, proc.Env(), s.redirect(d.Host, redirected)...)
 	case Digests:
 		return s.exec(ctx, who, proc.Env(), s.Mirrord, "--config", s.Server.File, "mirror-digest", "--", d.Host)
 	case TakePush:
@@ -155,6 +157,20 @@ func (s *Session) run(ctx context.Context, who string, d Decision, req Request, 
 		return s.exec(ctx, who, proc.Env(), s.Mirrord, "--config", s.Server.File, "request-push", "--fg", "--", req.Repo, d.Host)
 	}
 	return s.runGit(ctx, who, d, req, repo, env)
+}
+
+// aliveMissed is how many questions of ssh's may stay without an answer.
+const aliveMissed = 3
+
+// redirect is the command that passes a push on. It takes our place, and nobody
+// watches it: a master that accepts the connection and then is silent would keep
+// the user waiting for ever, and ssh running here long after the user has gone.
+func (s *Session) redirect(host string, r Request) []string {
+	seconds := max(aliveMissed, int(time.Duration(s.Server.Worker.StallTimeout)/time.Second))
+	return slices.Insert(proc.SSH(host, r.Command()), 1,
+		fmt.Sprintf("-oConnectTimeout=%d", seconds),
+		fmt.Sprintf("-oServerAliveInterval=%d", seconds/aliveMissed),
+		fmt.Sprintf("-oServerAliveCountMax=%d", aliveMissed))
 }
 
 // gitProtocol is what a client's GIT_PROTOCOL may look like.

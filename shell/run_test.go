@@ -33,7 +33,8 @@ func TestRunGit(t *testing.T) {
 	s.session("USER=alice SOC=git-receive-pack 'a/mine'").peer(t, "sam").ran(t, append(hide, "receive-pack", "--", mine)...)
 
 	r = s.session("git-receive-pack 'sams'").user(t, "alice")
-	r.ran(t, "ssh", "-T", "-a", "-x", "-oBatchMode=yes", "-oClearAllForwardings=yes", "--", "sam", "USER=alice SOC=git-receive-pack 'sams'")
+	r.ran(t, "ssh", "-oConnectTimeout=60", "-oServerAliveInterval=20", "-oServerAliveCountMax=3",
+		"-T", "-a", "-x", "-oBatchMode=yes", "-oClearAllForwardings=yes", "--", "sam", "USER=alice SOC=git-receive-pack 'sams'")
 	if got, want := r.err.String(), "frodo ==== alice (sams) ===> sam\n"; got != want {
 		t.Errorf("told %q, want %q", got, want)
 	}

@@ -27,6 +27,9 @@ type SSHServer struct {
 	Log     *slog.Logger
 
 	limits limits // the zero value stands for defaultLimits
+
+	strangers throttle // of lines about connections that come to nothing
+	troubles  throttle // of lines about authorized_keys
 }
 
 // keyExtension holds the authenticated key in a connection's permissions. The
@@ -42,13 +45,15 @@ func (s *SSHServer) Serve(ctx context.Context, l net.Listener) error {
 		return err
 	}
 	limits := s.bounds()
-	d := &door{Listener: l, limits: limits, conns: map[*doorConn]struct{}{}}
+	d := &door{Listener: l, limits: limits, conns: map[*doorConn]struct{}{}, refused: func(from net.Addr, reason string) {
+		s.strangers.log(s.Log, slog.LevelWarn, "ssh connection closed", "from", from, "reason", reason)
+	}}
 	server := &gliderssh.Server{
 		HostSigners:            []gliderssh.Signer{hostKey},
 		Version:                "mirror-shell",
 		IdleTimeout:            limits.idle,
 		PublicKeyHandler:       s.authenticate,
-		ServerConfigCallback:   serverConfig,
+		ServerConfigCallback:   d.serverConfig,
 		ConnCallback:           d.introduce,
 		PtyCallback:            func(gliderssh.Context, gliderssh.Pty) bool { return false },
 		SubsystemHandlers:      map[string]gliderssh.SubsystemHandler{},
@@ -60,7 +65,7 @@ func (s *SSHServer) Serve(ctx context.Context, l net.Listener) error {
 			sess.Exit(s.session(ctx, sess))
 		},
 		ConnectionFailedCallback: func(conn net.Conn, err error) {
-			s.Log.Info("ssh connection failed", "from", conn.RemoteAddr(), "error", err)
+			s.strangers.log(s.Log, slog.LevelInfo, "ssh connection failed", "from", conn.RemoteAddr(), "error", proc.OneLine(err.Error(), 300))
 		},
 	}
 	// The library's own Close is not enough: it forgets that it was called when
@@ -84,8 +89,16 @@ func (s *SSHServer) bounds() limits {
 
 // serverConfig sets what the library would leave to defaults, among which are
 // signatures with SHA-1. AES-GCM costs the least on today's processors.
-func serverConfig(gliderssh.Context) *ssh.ServerConfig {
+func (d *door) serverConfig(ctx gliderssh.Context) *ssh.ServerConfig {
 	config := &ssh.ServerConfig{MaxAuthTries: 10, PublicKeyAuthAlgorithms: ssh.SupportedAlgorithms().PublicKeyAuths}
+	// Called once a client has proved to hold a key that authenticate accepts.
+	config.VerifiedPublicKeyCallback = func(_ ssh.ConnMetadata, key ssh.PublicKey, permissions *ssh.Permissions, _ string) (*ssh.Permissions, error) {
+		if !d.login(doorConnOf(ctx), string(key.Marshal())) {
+			reason := "too many connections with this key"
+			return nil, &ssh.BannerError{Err: errors.New(reason), Message: "fatal: " + reason + "\n"}
+		}
+		return permissions, nil
+	}
 	config.Ciphers = []string{"aes256-gcm@openssh.com", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr", "aes128-ctr"}
 	return config
 }
@@ -95,7 +108,7 @@ func serverConfig(gliderssh.Context) *ssh.ServerConfig {
 func (s *SSHServer) authenticate(ctx gliderssh.Context, key gliderssh.PublicKey) bool {
 	_, ok, err := s.Keys.Lookup(key)
 	if err != nil {
-		s.Log.Error("authorized keys cannot be read", "error", err)
+		s.troubles.log(s.Log, slog.LevelError, "authorized keys cannot be read", "error", err)
 	}
 	ctx.Permissions().Permissions = &ssh.Permissions{Extensions: map[string]string{keyExtension: string(key.Marshal())}}
 	return ok && err == nil

@@ -90,13 +90,20 @@ func keepSaying(w io.Writer) (stop func() error) {
 // take applies a request. An error means that git's own protocol is to be
 // used; HEAD, and with it nothing else, may have been set by then.
 func (t *PushTaker) take(ctx context.Context, q sendpack.QuickRequest, pack io.Reader) (a sendpack.QuickAnswer, err error) {
-	if q.Head != "" {
+	// A default branch that was renamed cannot be deleted while HEAD points to it.
+	first := q.Head != "" && t.deletesHead(ctx, q)
+	if first {
 		if err := t.setHead(ctx, q.Head); err != nil {
 			return a, err
 		}
 	}
 	if len(q.Commands) > 0 {
 		if err := t.receive(ctx, q, pack); err != nil {
+			return a, err
+		}
+	}
+	if q.Head != "" && !first {
+		if err := t.setHead(ctx, q.Head); err != nil {
 			return a, err
 		}
 	}
@@ -109,8 +116,14 @@ func (t *PushTaker) take(ctx context.Context, q sendpack.QuickRequest, pack io.R
 	return a, err
 }
 
-// setHead changes HEAD before the refs, because a default branch that was renamed
-// cannot be deleted while HEAD points to it.
+// deletesHead reports whether the branch that HEAD points to is to be deleted.
+func (t *PushTaker) deletesHead(ctx context.Context, q sendpack.QuickRequest) bool {
+	now, err := t.Repo.Head(ctx)
+	return err == nil && slices.ContainsFunc(q.Commands, func(c sendpack.Command) bool {
+		return c.Ref == now && strings.Trim(c.New, "0") == ""
+	})
+}
+
 func (t *PushTaker) setHead(ctx context.Context, target string) error {
 	if !strings.HasPrefix(target, "refs/heads/") || !sendpack.ValidRef(target) {
 		return fmt.Errorf("HEAD cannot point to %.80q", target)
@@ -157,11 +170,17 @@ func (t *PushTaker) runGit(ctx context.Context, q sendpack.QuickRequest, pack io
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	err = talk(stdout, stdin, q, pack)
+	err = talk(stdout, closing{stdin}, q, pack)
 	stdin.Close()
 	io.Copy(io.Discard, stdout)
 	return errors.Join(err, cmd.Wait())
 }
+
+// closing is a pipe to git: its end tells git that there is no more, where the
+// pack of a master that is gone was cut.
+type closing struct{ io.WriteCloser }
+
+func (c closing) CloseWrite() error { return c.Close() }
 
 func talk(out io.Reader, in io.Writer, q sendpack.QuickRequest, pack io.Reader) error {
 	adv, err := sendpack.ReadAdvertisement(out)
@@ -186,6 +205,10 @@ func talk(out io.Reader, in io.Writer, q sendpack.QuickRequest, pack io.Reader) 
 	return nil
 }
 
+// fewRefs is the size of packed-refs, in bytes, up to which looking at all refs costs next
+// to nothing, and spares walking through history that other branches have.
+const fewRefs = 64 << 10
+
 // maxShown is up to how many refs are named on git's command line.
 const maxShown = 100
 
@@ -196,11 +219,19 @@ func receiveSettings(repo git.Repo, q sendpack.QuickRequest) []string {
 	if !gcDue(repo) {
 		set("receive.autogc=false")
 	}
+	if info, err := os.Stat(filepath.Join(repo.Dir, "packed-refs")); err != nil || info.Size() < fewRefs {
+		return settings
+	}
 	created := slices.ContainsFunc(q.Commands, func(c sendpack.Command) bool { return strings.Trim(c.Old, "0") == "" })
 	if created || len(q.Commands) > maxShown {
 		return settings // what is new is checked against all that is there
 	}
 	set("transfer.hideRefs=refs")
+	if head, err := os.ReadFile(filepath.Join(repo.Dir, "HEAD")); err == nil { // what others are merged into or from
+		if target, ok := strings.CutPrefix(strings.TrimSpace(string(head)), "ref: "); ok && sendpack.ValidRef(target) {
+			set("transfer.hideRefs=!" + target)
+		}
+	}
 	for _, c := range q.Commands {
 		set("transfer.hideRefs=!" + c.Ref)
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 	"unicode/utf8"
 
 	"mirror-shell/hooks"
@@ -126,6 +127,9 @@ func rescuedLine(ctx context.Context, name string, repo git.Repo, e rescue.Entry
 	return line
 }
 
+// maxRefShown is more than any name that a file system takes.
+const maxRefShown = 5000
+
 func rescuedTable(w io.Writer, lines []RescuedLine) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "REPOSITORY\tREF\tVALUE\tRESCUED AT\tCOMMITS\tNAME\tSUBJECT")
@@ -134,8 +138,9 @@ func rescuedTable(w io.Writer, lines []RescuedLine) error {
 		if l.Commits != nil {
 			commits = fmt.Sprint(*l.Commits)
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%.10s\t%s\t%s\t%s\t%s\n", l.Repository, l.Ref, l.OID,
-			l.Time.Format("2006-01-02 15:04:05Z"), commits, l.Name, proc.OneLine(l.Subject, 60))
+		// The name of a ref may hold what a terminal obeys: --json has it as it is.
+		fmt.Fprintf(tw, "%s\t%s\t%.10s\t%s\t%s\t%s\t%s\n", l.Repository, proc.OneLine(l.Ref, maxRefShown), l.OID,
+			l.Time.Format("2006-01-02 15:04:05Z"), commits, proc.OneLine(l.Name, maxRefShown), proc.OneLine(l.Subject, 60))
 	}
 	return tw.Flush()
 }
@@ -178,7 +183,7 @@ func (t *printable) Write(p []byte) (int, error) {
 	t.rest = bytes.Clone(data[whole:])
 	data = data[:whole]
 	clean := bytes.Map(func(r rune) rune {
-		if r < ' ' && r != '\n' && r != '\t' || r >= 0x7f && r < 0xa0 {
+		if r != '\n' && r != '\t' && !unicode.IsGraphic(r) {
 			return '?'
 		}
 		return r

@@ -33,7 +33,7 @@ func FuzzQuoted(f *testing.F) {
 
 // However the text arrives in pieces, only what can do no harm gets through.
 func TestPrintable(t *testing.T) {
-	text := "Grüße €𝄞\tx\n\x1b[2J\u009b1m\x7f\r\n"
+	text := "Grüße €𝄞\tx\n\x1b[2J\u009b1m\x7f\r\u202e\n"
 	for size := 1; size <= len(text); size++ {
 		var out strings.Builder
 		p := &printable{w: &out}
@@ -42,7 +42,7 @@ func TestPrintable(t *testing.T) {
 				t.Fatal(n, err)
 			}
 		}
-		if want := "Grüße €𝄞\tx\n?[2J?1m??\n"; out.String() != want {
+		if want := "Grüße €𝄞\tx\n?[2J?1m???\n"; out.String() != want {
 			t.Errorf("in pieces of %d: %q", size, out.String())
 		}
 	}

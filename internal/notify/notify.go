@@ -213,28 +213,19 @@ func (n *Notifier) look(ctx context.Context) (wait time.Duration, err error) {
 	return min(wait, next), errors.Join(readErr, err, noticeErr, deliverErr)
 }
 
-// pending reads the jobs that lack something, and the peers that are down. A peer at a time, because a
-// server can have tens of thousands of jobs, and nearly all lack nothing.
+// pending reads the jobs that lack something, and the peers that are down.
 func (n *Notifier) pending(ctx context.Context) (pending []queue.Row, down []queue.Peer, err error) {
 	peers, err := n.Table.Peers(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, p := range peers {
-		rows, err := n.Table.Rows(ctx, queue.Filter{Peer: p.Name})
-		if err != nil {
-			return nil, nil, err
-		}
-		for _, row := range rows {
-			if row.Want > row.Done {
-				pending = append(pending, row)
-			}
-		}
 		if !p.DownSince.IsZero() {
 			down = append(down, p)
 		}
 	}
-	return pending, down, nil
+	pending, err = n.Table.Rows(ctx, queue.Filter{Pending: true})
+	return pending, down, err
 }
 
 // stampFile is touched by every look that read the jobs.

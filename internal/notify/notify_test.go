@@ -39,7 +39,7 @@ func (w *world) Rows(_ context.Context, f queue.Filter) (rows []queue.Row, err e
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, row := range w.jobs {
-		if row.Peer == f.Peer {
+		if row.Want > row.Done || !f.Pending {
 			rows = append(rows, row)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 )
 
 // waitDelay is how long Wait goes on after the context ended or the child
@@ -120,10 +121,11 @@ func Env(extra ...string) []string {
 }
 
 // OneLine makes text from elsewhere fit for one line of a log or a terminal:
-// control characters become spaces, runs of spaces one, at most max bytes.
+// what cannot be seen (control characters, and those that separate lines or turn the
+// direction of writing) becomes a space, runs of spaces one, at most max bytes.
 func OneLine(s string, max int) string {
 	s = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(s, "?"), func(r rune) bool {
-		return r <= ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0)
+		return r == ' ' || !unicode.IsGraphic(r)
 	}), " ")
 	if len(s) <= max {
 		return s

@@ -27,11 +27,13 @@ const childEnv = "QUEUE_TEST_CHILD"
 
 // child is what another process does.
 type child struct {
-	Kind string // "serve" and "drain": exit code 0, or 3 for ErrBusy; "serve again and again"; "claim": like foreground pushes
+	Kind string // "serve" and "drain": exit code 0, or 3 for ErrBusy; "serve again and again"; "claim": like foreground pushes; "foreground": one such push
 	Dir  string // state directory; complaints and the log are in it
 	URL  string
 	Run  string // "exclusively", "hang" until told to stop, "wait" for the file go and nothing else, "fail", "" for success
 	With string // directory that all runs share; "" for Dir
+
+	Lease time.Duration // 0: childLease
 }
 
 const (
@@ -43,7 +45,7 @@ const (
 
 func (c child) options() Options {
 	return Options{StateDir: c.Dir, URL: c.URL, Server: "frodo", Patient: true,
-		Lease: childLease, BackoffBase: 20 * time.Millisecond, RetryMax: 100 * time.Millisecond}
+		Lease: orDefault(c.Lease, childLease), BackoffBase: 20 * time.Millisecond, RetryMax: 100 * time.Millisecond}
 }
 
 func childMain() (code int) {
@@ -72,6 +74,8 @@ func childMain() (code int) {
 		err = w.Serve(ctx)
 	case KindDrain:
 		err = w.Drain(ctx)
+	case "foreground":
+		_, err = q.RunNow(ctx, samKey, inbox.OriginExplicit, c.run)
 	default:
 		c.forEver(ctx, w)
 	}

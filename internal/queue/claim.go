@@ -5,10 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"os"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"mirror-shell/internal/inbox"
@@ -71,7 +68,7 @@ func (tx *tx) board(ctx context.Context, claim bool) (board, error) {
 	}
 	running, err := tx.running(ctx)
 	for _, r := range running {
-		if r.lease > tx.now {
+		if r.lease > tx.now && !r.dead {
 			if tx.q.owns(r.owner) {
 				b.live[r.Peer]++
 			}
@@ -178,7 +175,7 @@ func (q *Queue) claim(ctx context.Context, lim limits) (c *claim, err error) {
 		worthwhile := true
 		err := q.read(ctx, func(tx *tx) (err error) {
 			worthwhile, err = tx.due(ctx, lim)
-			worthwhile = worthwhile || q.mends.due(tx.now, false)
+			worthwhile = worthwhile || q.mends.due(tx.now)
 			return err
 		})
 		if err != nil {
@@ -243,8 +240,12 @@ func (tx *tx) claimKey(ctx context.Context, change Change) (*claim, error) {
 
 // take marks a job as run by us; both rows were loaded to be stored.
 func (tx *tx) take(ctx context.Context, j job, p peer) (*claim, error) {
+	owner, err := tx.q.newOwner()
+	if err != nil {
+		return nil, err
+	}
 	p.runs++
-	j = j.claimed(tx.q.newOwner(), p.down(), tx.q.lease, tx.now)
+	j = j.claimed(owner, p.down(), tx.q.lease, tx.now)
 	if err := tx.storePeer(ctx, p); err != nil {
 		return nil, err
 	}
@@ -257,18 +258,6 @@ func (tx *tx) take(ctx context.Context, j job, p peer) (*claim, error) {
 		owner: j.owner, run: j.run, peerRun: p.runs,
 	}, nil
 }
-
-// newOwner is unique for each claim; host and process are for people who read the table.
-func (q *Queue) newOwner() string {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
-	return fmt.Sprintf("%s:%d:%s:%016x", host, os.Getpid(), q.node, rand.Uint64())
-}
-
-// owns reports whether an owner is of our state directory.
-func (q *Queue) owns(owner string) bool { return strings.Contains(owner, ":"+q.node+":") }
 
 // settle ends a run. current is false when the lease had passed to somebody else, or the row was
 // forgotten: then nothing is changed. Settling twice does no harm, so that it can be tried again when
@@ -288,11 +277,10 @@ func (q *Queue) settle(ctx context.Context, c *claim, r result) (current bool, e
 			return nil
 		}
 		current = true
-		wait := func(n int) time.Duration { return q.policy.backoff(n, q.random()) }
-		if err := tx.storeJobs(ctx, j.settledWith(r, wait, q.policy.cap, tx.now)); err != nil {
+		if err := tx.storeJobs(ctx, j.settledWith(r, q.wait, q.policy.cap, tx.now)); err != nil {
 			return err
 		}
-		return tx.settlePeer(ctx, c, r, j.probe, wait)
+		return tx.settlePeer(ctx, c, r, j.probe, q.wait)
 	})
 	if err != nil {
 		return false, fmt.Errorf("record the result of %s: %w", c.Key, err)

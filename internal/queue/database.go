@@ -33,39 +33,54 @@ type dialect struct {
 // transactionTimeout bounds one transaction or one look: the connection to a database may hang for ever.
 const transactionTimeout = time.Minute
 
+// errImpossible: a row holds what nobody has stored there.
+var errImpossible = errors.New("damaged row")
+
 // errConflict: a row changed between its load and its store; the transaction is to be run again.
 var errConflict = errors.New("row changed meanwhile")
 
-// querier is what *sql.DB and *sql.Tx share.
+// querier is what *sql.DB, *sql.Conn and *sql.Tx share.
 type querier interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-// tx is a transaction, or plain reading, as of one moment of the queue's clock.
+// database is what *sql.DB and *sql.Conn share.
+type database interface {
+	querier
+	BeginTx(ctx context.Context, opts *sql.TxOptions) (*sql.Tx, error)
+}
+
+// tx is one transaction, or one look outside of any, at one moment. All times of its rows are
+// compared with now.
 type tx struct {
 	querier
 	*texts
-	q   *Queue
-	now int64
+	q      *Queue
+	now    int64
+	mended bool
 }
 
 // read runs do outside a transaction.
 func (q *Queue) read(ctx context.Context, do func(*tx) error) error {
-	limited, cancel := context.WithTimeout(ctx, transactionTimeout)
-	defer cancel()
-	err := q.schema.ready(limited, q)
-	if err == nil {
-		err = q.begun(limited, q.db, do)
-	}
-	return q.tidied(ctx, err)
+	return q.tidied(ctx, q.healing(ctx, func() error {
+		limited, cancel := context.WithTimeout(ctx, transactionTimeout)
+		defer cancel()
+		return q.connected(limited, func(db database) error {
+			t, err := q.begun(limited, db)
+			if err != nil {
+				return err
+			}
+			return do(t)
+		})
+	}))
 }
 
 // update runs do in a transaction, again when another transaction came in between.
 func (q *Queue) update(ctx context.Context, do func(*tx) error) error {
 	for try := 0; ; try++ {
-		err := q.updateOnce(ctx, do)
+		err := q.healing(ctx, func() error { return q.updateOnce(ctx, do) })
 		passing := errors.Is(err, errConflict) || q.passing(err)
 		if !passing || try == 20 || ctx.Err() != nil {
 			return q.tidied(ctx, err)
@@ -77,30 +92,48 @@ func (q *Queue) update(ctx context.Context, do func(*tx) error) error {
 func (q *Queue) updateOnce(ctx context.Context, do func(*tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
-	if err := q.schema.ready(ctx, q); err != nil {
-		return err
+	mended := false
+	err := q.connected(ctx, func(db database) error {
+		transaction, err := db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer transaction.Rollback()
+		t, err := q.begun(ctx, transaction)
+		if err != nil {
+			return err
+		}
+		err = do(t)
+		mended = t.mended
+		if err != nil {
+			return err
+		}
+		return transaction.Commit()
+	})
+	if err != nil && mended {
+		q.mends.reset()
 	}
-	t, err := q.db.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer t.Rollback()
-	if err := q.begun(ctx, t, do); err != nil {
-		return err
-	}
-	return t.Commit()
+	return err
 }
 
-// begun looks at the clock, then runs do.
-func (q *Queue) begun(ctx context.Context, db querier, do func(*tx) error) error {
-	t := &tx{querier: db, texts: q.texts, q: q, now: q.clock().UnixMilli()}
-	if !q.askClock {
-		return do(t)
+// connected runs do with a database whose tables are there.
+func (q *Queue) connected(ctx context.Context, do func(database) error) error {
+	if q.file != nil {
+		return q.file.connected(ctx, q, do)
 	}
-	if err := db.QueryRowContext(ctx, q.dialect.clock).Scan(&t.now); err != nil {
+	if err := q.schema.ready(ctx, q, q.db); err != nil {
 		return err
 	}
-	return do(t)
+	return do(q.db)
+}
+
+// begun looks at the clock.
+func (q *Queue) begun(ctx context.Context, db querier) (*tx, error) {
+	t := &tx{querier: db, texts: q.texts, q: q, now: q.clock().UnixMilli()}
+	if !q.askClock {
+		return t, nil
+	}
+	return t, db.QueryRowContext(ctx, q.dialect.clock).Scan(&t.now)
 }
 
 // tidied leaves alone what the caller's context did.
@@ -117,23 +150,37 @@ type schema struct {
 	seen bool
 }
 
-// ready creates or migrates the tables at first use.
-func (s *schema) ready(ctx context.Context, q *Queue) error {
+// ready creates or migrates the tables at first use. Tables that were there once have been lost.
+func (s *schema) ready(ctx context.Context, q *Queue, db database) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.seen {
 		return nil
 	}
-	if err := migrate(ctx, q.db, q.dialect); err != nil {
+	if err := migrate(ctx, db, q.dialect, q.created); err != nil {
 		return err
+	}
+	node, err := identify(ctx, q.stateDir)
+	if err != nil {
+		return err
+	}
+	if q.node == "" { // others read it
+		q.node = node
 	}
 	s.seen = true
 	return nil
 }
 
+func (s *schema) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = false
+}
+
 // scanner is what *sql.Row and *sql.Rows share.
 type scanner interface{ Scan(...any) error }
 
+// each calls scan, which only scans, for every row.
 func (tx *tx) each(ctx context.Context, scan func(scanner) error, query string, args ...any) error {
 	rows, err := tx.QueryContext(ctx, query, args...)
 	if err != nil {
@@ -141,11 +188,28 @@ func (tx *tx) each(ctx context.Context, scan func(scanner) error, query string, 
 	}
 	defer rows.Close()
 	for rows.Next() {
-		if err := scan(rows); err != nil {
-			return err
+		switch err := scan(rows); {
+		case err == nil:
+		case ctx.Err() != nil: // which closes the rows
+			return ctx.Err()
+		default: // a value is not what we have stored
+			return fmt.Errorf("%w: %w", errImpossible, err)
 		}
 	}
 	return rows.Err()
+}
+
+// one scans a row; without one the error is sql.ErrNoRows.
+func (tx *tx) one(ctx context.Context, fields []any, query string, args ...any) (err error) {
+	found := false
+	err = tx.each(ctx, func(row scanner) error {
+		found = true
+		return row.Scan(fields...)
+	}, query, args...)
+	if err == nil && !found {
+		err = sql.ErrNoRows
+	}
+	return err
 }
 
 // exactly turns a count of changed rows other than want into errConflict.

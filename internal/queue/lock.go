@@ -99,6 +99,8 @@ const (
 	serveLooks   = 2
 	unknownLooks = 50
 	deafLooks    = 5 // so long a drain may take to begin listening
+
+	storagePause = time.Second
 )
 
 // takeOver is acquire for a server. A drain that has the lock is asked to leave, and waited for:
@@ -106,8 +108,18 @@ const (
 // server is an error that wraps ErrBusy.
 func takeOver(ctx context.Context, stateDir string, log *slog.Logger) (*flock.Flock, error) {
 	var told, last Holder
+	waiting := false // for the disk
 	for looks := 1; ; looks++ {
 		lock, busy := acquire(ctx, stateDir, KindServe)
+		if busy != nil && isStorage(busy) && ctx.Err() == nil {
+			if !waiting {
+				log.Error("the state directory cannot be written; waiting until it can", "error", busy)
+			}
+			waiting = true
+			_ = sleep(ctx, storagePause)
+			_ = os.MkdirAll(stateDir, 0o700)
+			continue
+		}
 		if !errors.Is(busy, ErrBusy) {
 			return lock, busy
 		}

@@ -16,8 +16,7 @@
 // a hundred pushes during one run need one more run.
 //
 // A run begins with a claim, which takes a lease under an owner token of its own. A heartbeat
-// renews the lease; a worker that dies stops renewing, and its jobs are claimed again when their
-// leases end. What a former owner then reports changes nothing.
+// renews the lease; a worker that dies stops renewing. What a former owner reports after its lease changes nothing.
 //
 // A run ends with a settlement, chosen by the error that the run function returned
 // (see [Func]). Failures are retried for ever, each job with its own capped exponential backoff,
@@ -26,6 +25,30 @@
 // one of them at a time probes it. The first success opens the gate for all.
 //
 // The package knows nothing of git, of configuration, or of what a peer is.
+//
+// # Deaths
+//
+// Every process that runs jobs, a worker or a push in the foreground, takes a number at random and holds a lock (of
+// the kind F_OFD_SETLK) on the byte at that offset of state_dir/node for as long as it lives. The
+// kernel lets go of it however the process ends, and neither a process id that is used again nor a file that was left
+// behind deceives anybody. The number is part of the owner token, HOST:PID:NODE:NUMBER.COUNT; NODE
+// stands for host, path and content of state_dir/node, 16 random hexadecimal digits. So each
+// process can tell whether an owner of its own state directory is dead, and of all others nothing: their leases are waited for.
+//
+// A lease of the dead counts as ended wherever a row is loaded. A worker puts their jobs back into the line with its first
+// claim, and looks again every few seconds. They are run at once; one whose runs keep killing the
+// worker waits longer each time, as one that fails.
+//
+// # Losses
+//
+// SQLite's file can be damaged, cut off or deleted, at rest or under a worker. Damage shows in SQLite's errors, in values that
+// were never stored, and in the check with which a server begins. Whoever finds it moves the file aside and makes a new one,
+// and keeps the latest three. A file that is not at its place any more is noticed before and after each transaction,
+// so that nothing is acknowledged that was written to it; and state_dir/node tells tables that are missing from
+// tables that never were. A database that is only full, locked, unreadable or away is never taken for a lost one.
+//
+// What the table knew is found again by comparing every copy with its repository. Until somebody who has done so
+// calls [Rebuilt], state_dir/rebuild stands, which was written before the new tables. A worker that has a Rebuild sees to it.
 //
 // # Storage
 //
@@ -46,8 +69,16 @@
 // PostgreSQL, because the clocks of nodes differ. Only when a change was made is told by the clock
 // of the node where it was.
 //
-// state_dir/worker.lock is held (flock) by the one worker of a state directory and says who
-// it is: "PID serve" or "PID drain". A server that is started has a drain leave.
+// Files of state_dir, all of mode 0600; what is locked by flock is free when its process has ended:
+//
+//	queue.db, -wal, -shm      the tables in SQLite
+//	queue.db.corrupt-TIME     (and -wal, -shm) a damaged file, for a person
+//	queue.lock                flock: shared while a file is opened, exclusive while one is moved aside or rebuild is written
+//	worker.lock               flock: held by the one worker of a state directory. Says who it is: "PID serve" or
+//	                          "PID drain". A server that is started has a drain leave
+//	node                      see Deaths. It is made after the tables
+//	rebuild                   a loss that is not made good: {"id":"16 hex digits","time":"…","reason":"one line"}
+//	paused                    the names of paused peers, a JSON array, for tables that are made after a loss
 package queue
 
 import (
@@ -55,10 +86,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,9 +122,12 @@ type Options struct {
 	StateDir string
 	URL      string // [queue] url: postgres://…, or "" for SQLite in StateDir
 	Server   string // this server's hostname: the owner of the rows
-	// Patient: a database server that cannot be reached is no error of Open. Each call tries it again. For
-	// workers, which outlive its absence.
+	// Patient: a database server that cannot be reached, or a disk that has no room, is no error of Open. Each
+	// call tries again. For workers, which outlive that.
 	Patient bool
+	// OnLoss is told when the tables turn out to be lost: one line, what happened and what was done.
+	// It may be called at any time, and must not call the queue; nil: nobody is told.
+	OnLoss func(text string)
 
 	Lease       time.Duration // 0: 30 s. The same in all processes that share a table
 	RetryMax    time.Duration // 0: 15 min. Cap of every backoff, and the pause before a held job is looked at again
@@ -110,10 +142,14 @@ type Queue struct {
 	*dialect
 	*texts
 	db       *sql.DB
+	file     *databaseFile // of SQLite, else nil
 	schema   schema
 	stateDir string
 	server   string
-	node     string // tells this state directory's runs from those of other nodes
+	node     string // tells this state directory's runs from those of other nodes; known once schema is ready
+	beacon   beacon
+	claims   atomic.Int64 // made by this process
+	onLoss   func(string)
 	lease    time.Duration
 	policy   policy
 	clock    func() time.Time // of this machine, or of a test
@@ -155,7 +191,8 @@ func Open(ctx context.Context, o Options) (*Queue, error) {
 	q := &Queue{
 		stateDir: o.StateDir,
 		server:   o.Server,
-		node:     nodeOf(o.StateDir),
+		beacon:   beacon{path: nodePath(o.StateDir)},
+		onLoss:   o.OnLoss,
 		lease:    orDefault(o.Lease, 30*time.Second),
 		policy:   policy{base: orDefault(o.BackoffBase, time.Second), cap: orDefault(o.RetryMax, 15*time.Minute)},
 		clock:    o.Now,
@@ -164,47 +201,37 @@ func Open(ctx context.Context, o Options) (*Queue, error) {
 	if q.clock == nil {
 		q.clock = time.Now
 	}
-	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("open queue: %w", err)
-	}
 	if err := q.connect(ctx, o); err != nil {
 		return nil, fmt.Errorf("open queue: %w", err)
 	}
-	q.texts = newTexts(q.dialect)
-	q.askClock = q.dialect.clock != "" && o.Now == nil
 	return q, nil
 }
 
 func (q *Queue) connect(ctx context.Context, o Options) (err error) {
 	if o.URL == "" {
-		q.dialect, q.schema.seen = sqliteDialect, true
-		if q.db, err = openSQLite(ctx, databasePath(o.StateDir)); err != nil {
-			err = fmt.Errorf("%s: %w", databasePath(o.StateDir), err)
+		q.dialect = sqliteDialect
+		if q.file, err = newDatabaseFile(databasePath(o.StateDir)); err == nil {
+			q.db = sql.OpenDB(q.file)
+			// One connection: SQLite has one writer at a time anyway, and database/sql queues fairly where SQLite polls.
+			q.db.SetMaxOpenConns(1)
 		}
+	} else {
+		q.db, q.dialect, err = openPostgres(o.URL)
+	}
+	if err != nil {
 		return err
 	}
-	if q.db, q.dialect, err = openPostgres(o.URL); err != nil {
-		return err
+	q.texts = newTexts(q.dialect)
+	q.askClock = q.dialect.clock != "" && o.Now == nil
+	err = os.MkdirAll(o.StateDir, 0o700)
+	if err == nil {
+		err = q.read(ctx, func(*tx) error { return nil })
 	}
-	limited, cancel := context.WithTimeout(ctx, transactionTimeout)
-	defer cancel()
-	if err = q.tidied(ctx, q.schema.ready(limited, q)); err == nil || o.Patient && errors.Is(err, ErrUnavailable) {
+	if err == nil || o.Patient && ctx.Err() == nil && (errors.Is(err, ErrUnavailable) || isStorage(err)) {
 		return nil
 	}
 	q.db.Close()
 	return err
-}
-
-// nodeOf names a state directory. Host and path together are unique among the nodes that share a table.
-func nodeOf(stateDir string) string {
-	host, _ := os.Hostname()
-	path, err := filepath.Abs(stateDir)
-	if err != nil {
-		path = stateDir
-	}
-	h := fnv.New32a()
-	fmt.Fprintf(h, "%s\x00%s", host, path)
-	return fmt.Sprintf("%08x", h.Sum32())
 }
 
 // orDefault returns d, or def where d is not positive.
@@ -215,8 +242,8 @@ func orDefault(d, def time.Duration) time.Duration {
 	return d
 }
 
-// Close closes the database. Runs must have ended.
-func (q *Queue) Close() error { return q.db.Close() }
+// Close closes the database. Runs must have ended: from now on this process counts as dead.
+func (q *Queue) Close() error { return errors.Join(q.db.Close(), q.beacon.close()) }
 
 // Enqueue records changes, all of them or none; when it returns nil they survive a power
 // cut. tickets[i] belongs to changes[i].
@@ -325,8 +352,12 @@ func (q *Queue) changePeer(ctx context.Context, what, name string, change func(*
 		if err != nil {
 			return err
 		}
+		was := p.paused
 		change(&p)
-		return tx.storePeer(ctx, p)
+		if err := tx.storePeer(ctx, p); err != nil || p.paused == was {
+			return err
+		}
+		return tx.keepPauses(ctx)
 	})
 	if err != nil {
 		return fmt.Errorf("%s peer %s: %w", what, name, err)
@@ -359,33 +390,52 @@ func (q *Queue) Forget(ctx context.Context, repository string) (n int, err error
 // mendEvery is how often impossible times are looked for while the clock runs forwards.
 const mendEvery = 5 * time.Second
 
-// mendGuard decides when to look for times that only a clock which jumped backwards can explain.
+// mendGuard decides when to look for leases of the dead, and for times that only a clock which was set back can explain.
 type mendGuard struct {
 	mu    sync.Mutex
-	last  time.Time // monotonic
+	last  time.Time // monotonic; zero: not yet
 	clock int64     // latest time of the queue's clock
 }
 
-// due says whether it is time to look, and begins to wait again where the look is taken.
-func (g *mendGuard) due(now int64, taken bool) bool {
+// due says whether it is time to look.
+func (g *mendGuard) due(now int64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if now >= g.clock && !g.last.IsZero() && time.Since(g.last) < mendEvery {
-		g.clock = now
-		return false
-	}
-	if taken {
-		g.last, g.clock = time.Now(), now
-	}
-	return true
+	return g.setBack(now) || time.Since(g.last) >= mendEvery
 }
 
-// mend keeps a clock that jumped backwards from wedging jobs: run_at, retry_at and leases that
-// this clock cannot have written are brought near. A lease is shortened and not ended,
-// because its owner may be alive and will renew it.
+func (g *mendGuard) setBack(now int64) bool { return now < g.clock || g.last.IsZero() }
+
+// begin is due that begins to wait again. setBack says that the clock may have been set back since the latest look.
+func (g *mendGuard) begin(now int64) (due, setBack bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	setBack = g.setBack(now)
+	if due = setBack || time.Since(g.last) >= mendEvery; due {
+		g.last = time.Now()
+	}
+	g.clock = now
+	return due, setBack
+}
+
+// reset makes the next look due.
+func (g *mendGuard) reset() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.last = time.Time{}
+}
+
+// mend keeps jobs from being wedged by workers that died, and by a clock that was set back: run_at,
+// retry_at and leases that this clock cannot have written are brought near, and nothing has lasted since
+// tomorrow. The lease of somebody who may be alive is shortened and not ended, because he will renew it.
 func (tx *tx) mend(ctx context.Context) error {
-	if !tx.q.mends.due(tx.now, true) {
+	due, setBack := tx.q.mends.begin(tx.now)
+	if !due {
 		return nil
 	}
-	return tx.clampTimes(ctx, tx.q.policy.cap.Milliseconds(), tx.q.lease.Milliseconds())
+	tx.mended = true
+	if err := tx.clampTimes(ctx, tx.q.policy.cap.Milliseconds(), tx.q.lease.Milliseconds(), setBack); err != nil {
+		return err
+	}
+	return tx.bury(ctx)
 }

@@ -54,6 +54,7 @@ type job struct {
 	created     int64
 
 	version int64 // changes with every store
+	orphan  bool  // not stored: its owner has died, and was left out when the row was loaded
 }
 
 // peer is a row of the table peers.
@@ -91,6 +92,27 @@ func (j job) pending() bool          { return j.want > j.done }
 func (j job) running(now int64) bool { return j.owner != "" && j.lease > now }
 func (j job) changedDuringRun() bool { return j.want > j.seen }
 func (p peer) down() bool            { return p.downSince > 0 }
+
+// orphaned is what a row whose owner has died means: nobody runs it.
+func (j job) orphaned() job {
+	j.owner, j.lease, j.probe, j.orphan = "", 0, false, true
+	return j
+}
+
+// buried puts a job back into the line after its worker died. It is run again at once. A job whose runs
+// keep killing their worker has to wait as one that keeps failing, or no other would get its turn.
+func (j job) buried(wait func(n int) time.Duration, now int64) job {
+	j.orphan = false
+	if !j.pending() {
+		return j
+	}
+	j.err = "the worker ended in the middle of the run"
+	if j.attempt > 0 && !j.changedDuringRun() {
+		j.runAt = max(j.runAt, now+wait(j.attempt).Milliseconds())
+	}
+	j.attempt++
+	return j
+}
 
 // minKnown is the smaller of two times of which 0 means none.
 func minKnown(a, b int64) int64 {
@@ -210,12 +232,13 @@ func (j job) settledWith(r result, wait func(n int) time.Duration, cap time.Dura
 func (j job) verified(digest string, before, now int64) job {
 	switch {
 	case j.running(now), j.changed >= before:
+		j.changed = min(j.changed, now) // of a clock that was set back since: not left alone again
 		return j
 	case j.pending():
 		j.seen, j.done = j.want, j.want
 		j.oldest, j.later, j.laterOrigin = 0, 0, ""
 		j.owner, j.lease, j.probe = "", 0, false // of a worker that died
-	case j.state == StateOK && j.digest == digest && now-j.lastSuccess < successFor.Milliseconds():
+	case j.state == StateOK && j.digest == digest && j.lastSuccess <= now && now-j.lastSuccess < successFor.Milliseconds():
 		return j
 	}
 	if j.created == 0 {

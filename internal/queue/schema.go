@@ -45,8 +45,9 @@ const (
 )
 
 // migrate brings the tables to the version of this program, in one transaction. A look without one
-// comes first, because every start of every program passes here.
-func migrate(ctx context.Context, db *sql.DB, d *dialect) error {
+// comes first, because every start of every program passes here. Where there are no tables, created is called in
+// the transaction that makes them.
+func migrate(ctx context.Context, db database, d *dialect, created func(context.Context, querier) error) error {
 	if version, err := readSchema(ctx, db); err == nil && version == len(steps) {
 		return nil
 	}
@@ -79,6 +80,11 @@ func migrate(ctx context.Context, db *sql.DB, d *dialect) error {
 			}
 		}
 	}
+	if version == 0 {
+		if err := created(ctx, tx); err != nil {
+			return err
+		}
+	}
 	if _, err := tx.ExecContext(ctx, sqlPutSchema, strconv.Itoa(len(steps))); err != nil {
 		return err
 	}
@@ -97,7 +103,7 @@ func readSchema(ctx context.Context, db querier) (int, error) {
 	}
 	version, err := strconv.Atoi(text)
 	if err != nil || version < 1 {
-		return 0, fmt.Errorf("schema version %q in table meta is not a number", text)
+		return 0, fmt.Errorf("%w: schema version %q in table meta is not a number", errImpossible, text)
 	}
 	return version, nil
 }

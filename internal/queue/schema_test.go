@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ func testMigration(t *testing.T) {
 	}
 	all := steps
 	steps = all[:1]
-	err = migrate(t.Context(), db, d)
+	err = migrate(t.Context(), db, d, func(context.Context, querier) error { return nil })
 	steps = all
 	if err == nil {
 		_, err = db.Exec(`INSERT INTO jobs (server, repository, peer, want, origin, oldest, newest, run_at, created)

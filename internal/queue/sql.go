@@ -19,8 +19,9 @@ const (
 		WHERE server = $1 AND repository = $2 AND peer = $3 AND owner = $4`
 	sqlDropJobs = `DELETE FROM jobs WHERE server = $1 AND repository = $2`
 
-	sqlAddPeer = `INSERT INTO peers (server, peer) VALUES ($1, $2) ON CONFLICT DO NOTHING`
-	sqlPutPeer = `UPDATE peers SET paused = $4, down_since = $5, last_down = $6, attempt = $7, retry_at = $8,
+	sqlAddPeer   = `INSERT INTO peers (server, peer) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+	sqlAddPaused = `INSERT INTO peers (server, peer, paused) VALUES ($1, $2, 1) ON CONFLICT DO NOTHING`
+	sqlPutPeer   = `UPDATE peers SET paused = $4, down_since = $5, last_down = $6, attempt = $7, retry_at = $8,
 		error = $9, runs = $10, down_run = $11, version = version + 1
 		WHERE server = $1 AND peer = $2 AND version = $3`
 
@@ -37,6 +38,15 @@ const (
 		WHERE server = $1 AND owner <> '' AND lease > CAST($2 AS BIGINT) + 2 * CAST($3 AS BIGINT)`
 	sqlClampRetry = `UPDATE peers SET retry_at = CAST($2 AS BIGINT), version = version + 1
 		WHERE server = $1 AND retry_at > CAST($2 AS BIGINT) + CAST($3 AS BIGINT)`
+	// Times since when something lasts, and which are in the future.
+	sqlClampOldest = `UPDATE jobs SET version = version + 1,
+		oldest = CASE WHEN oldest > CAST($2 AS BIGINT) THEN CAST($2 AS BIGINT) ELSE oldest END,
+		later = CASE WHEN later > CAST($2 AS BIGINT) THEN CAST($2 AS BIGINT) ELSE later END
+		WHERE server = $1 AND want > done AND (oldest > CAST($2 AS BIGINT) OR later > CAST($2 AS BIGINT))`
+	sqlClampDown = `UPDATE peers SET version = version + 1,
+		down_since = CASE WHEN down_since > CAST($2 AS BIGINT) THEN CAST($2 AS BIGINT) ELSE down_since END,
+		last_down = CASE WHEN last_down > CAST($2 AS BIGINT) THEN CAST($2 AS BIGINT) ELSE last_down END
+		WHERE server = $1 AND (down_since > CAST($2 AS BIGINT) OR last_down > CAST($2 AS BIGINT))`
 )
 
 // texts are the statements that differ between the databases.
@@ -145,13 +155,10 @@ func (tx *tx) loadJobs(ctx context.Context, keys []Key, forStore bool) (map[Key]
 	sorted := slices.SortedFunc(maps.Keys(jobs), compareKeys) // everybody locks in the same order
 	for part := range slices.Chunk(sorted, chunk) {
 		repositories, peers := tx.q.lists(part)
-		err := tx.each(ctx, func(row scanner) error {
-			var j job
-			err := row.Scan(j.fields()...)
+		err := tx.eachRow(ctx, func(j job) {
 			if _, asked := jobs[j.Key]; asked {
 				jobs[j.Key] = &j
 			}
-			return err
 		}, text, tx.q.server, repositories, peers)
 		if err != nil {
 			return nil, err
@@ -199,8 +206,34 @@ func (tx *tx) confirm(ctx context.Context, keys []Key) error {
 // job loads a row to be stored; without one the error is sql.ErrNoRows.
 func (tx *tx) job(ctx context.Context, k Key) (j job, err error) {
 	text := tx.jobs + " AND j.repository = $2 AND j.peer = $3" + tx.lock
-	err = tx.QueryRowContext(ctx, text, tx.q.server, k.Repository, k.Peer).Scan(j.fields()...)
-	return j, err
+	return tx.oneRow(ctx, text, tx.q.server, k.Repository, k.Peer)
+}
+
+// eachRow calls f for the jobs that a statement finds. Wherever a job is loaded, one whose owner has died is not running.
+func (tx *tx) eachRow(ctx context.Context, f func(job), text string, args ...any) error {
+	return tx.each(ctx, func(row scanner) error {
+		var j job
+		if err := row.Scan(j.fields()...); err != nil {
+			return err
+		}
+		if !(0 <= j.done && j.done <= j.seen && j.seen <= j.want) {
+			return fmt.Errorf("%s has generations %d, %d, %d", j.Key, j.want, j.seen, j.done)
+		}
+		if j.owner != "" && tx.q.dead(j.owner) {
+			j = j.orphaned()
+		}
+		f(j)
+		return nil
+	}, text, args...)
+}
+
+// oneRow is for a statement that finds one job; when there is none, the error is sql.ErrNoRows.
+func (tx *tx) oneRow(ctx context.Context, text string, args ...any) (found job, err error) {
+	err = sql.ErrNoRows
+	if eerr := tx.eachRow(ctx, func(j job) { found, err = j, nil }, text, args...); eerr != nil {
+		err = eerr
+	}
+	return found, err
 }
 
 // eachJob calls f for the rows that match, by repository and then peer.
@@ -212,24 +245,16 @@ func (tx *tx) eachJob(ctx context.Context, filter Filter, f func(job)) error {
 			text += fmt.Sprintf(" AND j.%s = $%d", c.column, len(args))
 		}
 	}
-	return tx.each(ctx, func(row scanner) error {
-		var j job
-		if err := row.Scan(j.fields()...); err != nil {
-			return err
-		}
-		f(j)
-		return nil
-	}, text+" ORDER BY j.repository, j.peer", args...)
+	if filter.Pending {
+		text += " AND j.want > j.done"
+	}
+	return tx.eachRow(ctx, f, text+" ORDER BY j.repository, j.peer", args...)
 }
 
 // lockRepository keeps the rows of a repository from being claimed until the transaction ends, and returns them.
 func (tx *tx) lockRepository(ctx context.Context, repository string) (jobs []job, err error) {
-	err = tx.each(ctx, func(row scanner) error {
-		var j job
-		err := row.Scan(j.fields()...)
-		jobs = append(jobs, j)
-		return err
-	}, tx.jobs+" AND j.repository = $2 ORDER BY j.peer"+tx.lock, tx.q.server, repository)
+	err = tx.eachRow(ctx, func(j job) { jobs = append(jobs, j) },
+		tx.jobs+" AND j.repository = $2 ORDER BY j.peer"+tx.lock, tx.q.server, repository)
 	return jobs, err
 }
 
@@ -249,7 +274,7 @@ func (tx *tx) ensurePeer(ctx context.Context, name string, forStore bool) (p pee
 	if forStore {
 		text = tx.peerLock
 	}
-	get := func() error { return tx.QueryRowContext(ctx, text, tx.q.server, name).Scan(p.fields()...) }
+	get := func() error { return tx.one(ctx, p.fields(), text, tx.q.server, name) }
 	if err = get(); !errors.Is(err, sql.ErrNoRows) {
 		return p, err
 	}
@@ -295,12 +320,14 @@ type run struct {
 	lease int64
 	probe bool
 	owner string
+	dead  bool // the owner
 }
 
 func (tx *tx) running(ctx context.Context) (list []run, err error) {
 	err = tx.each(ctx, func(row scanner) error {
 		var r run
 		err := row.Scan(&r.Repository, &r.Peer, &r.lease, &r.probe, &r.owner)
+		r.dead = tx.q.dead(r.owner)
 		list = append(list, r)
 		return err
 	}, sqlRunning, tx.q.server)
@@ -314,7 +341,7 @@ func (tx *tx) first(ctx context.Context, peer string, claim bool) (j job, ok boo
 	if claim {
 		text = tx.claimable
 	}
-	err = tx.QueryRowContext(ctx, text, tx.q.server, peer, tx.now).Scan(j.fields()...)
+	j, err = tx.oneRow(ctx, text, tx.q.server, peer, tx.now)
 	if errors.Is(err, sql.ErrNoRows) {
 		return job{}, false, nil
 	}
@@ -324,21 +351,29 @@ func (tx *tx) first(ctx context.Context, peer string, claim bool) (j job, ok boo
 // pending counts the jobs that a drain waits for, and the changes recorded ever.
 func (q *Queue) pending(ctx context.Context) (jobs int, changes int64, err error) {
 	err = q.read(ctx, func(tx *tx) error {
-		if err := tx.QueryRowContext(ctx, sqlPending, q.server).Scan(&jobs); err != nil {
+		if err := tx.one(ctx, []any{&jobs}, sqlPending, q.server); err != nil {
 			return err
 		}
-		return tx.QueryRowContext(ctx, sqlChanges, q.server).Scan(&changes)
+		return tx.one(ctx, []any{&changes}, sqlChanges, q.server)
 	})
 	return jobs, changes, err
 }
 
-// clampTimes changes jobs before peers, which is the order in which all transactions lock.
-func (tx *tx) clampTimes(ctx context.Context, cap, lease int64) error {
+// clampTimes changes jobs before peers, which is the order in which all transactions lock. The times since when
+// something lasts are looked at only where the clock may have been set back.
+func (tx *tx) clampTimes(ctx context.Context, cap, lease int64, setBack bool) error {
 	for _, c := range []struct {
-		text  string
-		limit int64
-	}{{sqlClampRunAt, cap}, {sqlClampLease, lease}, {sqlClampRetry, cap}} {
-		if _, err := tx.ExecContext(ctx, c.text, tx.q.server, tx.now, c.limit); err != nil {
+		text string
+		due  bool
+		args []any
+	}{
+		{sqlClampRunAt, true, []any{cap}}, {sqlClampLease, true, []any{lease}}, {sqlClampOldest, setBack, nil},
+		{sqlClampRetry, true, []any{cap}}, {sqlClampDown, setBack, nil},
+	} {
+		if !c.due {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, c.text, append([]any{tx.q.server, tx.now}, c.args...)...); err != nil {
 			return err
 		}
 	}

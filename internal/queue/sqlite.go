@@ -1,8 +1,6 @@
 package queue
 
 import (
-	"context"
-	"database/sql"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -13,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite" // the driver "sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
@@ -51,31 +50,6 @@ func databasePath(stateDir string) string { return filepath.Join(stateDir, "queu
 // busyTimeout is how long SQLite waits for another process's transaction.
 const busyTimeout = 10 * time.Second
 
-// openSQLite opens, creates or migrates the database file. Several processes may do so at once:
-// the switch to WAL can report "busy" without having waited, so that is tried again.
-func openSQLite(ctx context.Context, path string) (*sql.DB, error) {
-	if err := createPrivate(path); err != nil {
-		return nil, err
-	}
-	db, err := sql.Open("sqlite", dataSource(path))
-	if err != nil {
-		return nil, err
-	}
-	// One connection: SQLite has one writer at a time anyway, and database/sql queues fairly where SQLite polls.
-	db.SetMaxOpenConns(1)
-	for deadline := time.Now().Add(busyTimeout); ; {
-		err = migrate(ctx, db, sqliteDialect)
-		if err == nil {
-			return db, nil
-		}
-		if !isBusy(err) || ctx.Err() != nil || time.Now().After(deadline) {
-			db.Close()
-			return nil, err
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
 // createPrivate makes the file 0600 before SQLite would create it 0644; SQLite gives its
 // companions (-wal, -shm) the same mode. An existing file is never opened here: closing it again
 // would drop this process's POSIX locks on it.
@@ -113,4 +87,22 @@ func isBusy(err error) bool {
 	}
 	primary := e.Code() & 0xff
 	return primary == sqlite3.SQLITE_BUSY || primary == sqlite3.SQLITE_LOCKED
+}
+
+// isStorage reports that the disk has no room, cannot be written, or fails: what may pass, and has nothing to do with
+// what is on it.
+func isStorage(err error) bool {
+	var e *sqlite.Error
+	if errors.As(err, &e) {
+		switch e.Code() & 0xff {
+		case sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM:
+			return true
+		}
+	}
+	for _, code := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EACCES, unix.EPERM, unix.EIO, unix.ENOENT} {
+		if errors.Is(err, code) {
+			return true
+		}
+	}
+	return false
 }

@@ -58,6 +58,7 @@ func newRow(j job, p peer, now int64) Row {
 type Filter struct {
 	Repository string
 	Peer       string
+	Pending    bool // only what the peer lacks: Want > Done. However long the table is, the others cost nothing
 }
 
 // Rows returns the jobs of this server, by repository and then peer.

@@ -116,7 +116,7 @@ func (tx *tx) verification(
 		if after == j {
 			continue
 		}
-		if j.pending() {
+		if j.pending() && !after.pending() {
 			v.satisfied++
 		}
 		if j.lastSuccess = after.lastSuccess; after == j {
@@ -128,11 +128,12 @@ func (tx *tx) verification(
 	return v, nil
 }
 
-// when is a moment of this machine's clock on the clock of the rows, or a little earlier: the
-// clocks may differ, and this one may have been set since.
+// when is a moment of this machine's clock on the clock of the rows, or earlier: the clocks may differ,
+// and either may have been set since. What was recorded after t is never dated before it.
 func (tx *tx) when(t time.Time) int64 {
-	age := tx.q.clock().Sub(t) // read after the other clock, so never too short
-	return tx.now - int64((max(age, 0)+time.Millisecond-1)/time.Millisecond)
+	now := tx.q.clock() // read after the other clock: the age is never too short
+	age := max(now.Sub(t), now.Round(0).Sub(t.Round(0)), 0)
+	return tx.now - int64((age+time.Millisecond-1)/time.Millisecond)
 }
 
 // answered notes that a peer is not down.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -22,6 +23,9 @@ type Worker struct {
 	Queue *Queue
 	Inbox *inbox.Inbox // of the same state directory as Queue
 	Run   Func
+	// Rebuild makes good a loss of the table (LostTable): it compares every copy that there should be, and calls
+	// Rebuilt. It is run beside everything else, and again after a pause while the loss stands. nil: others do it.
+	Rebuild func(context.Context) error
 
 	Jobs        int // runs at a time; 0: 8. Probes of peers that are down come on top, one per peer
 	JobsPerPeer int // of this node; 0: 4
@@ -101,23 +105,56 @@ func (w *Worker) session(ctx context.Context, l *loop) error {
 		return err
 	}
 	defer lock.Unlock()
-	waker, err := inbox.Listen(l.w.Queue.stateDir)
-	if err != nil {
-		l.w.Log.Error("nobody can wake the worker; it looks at the inbox instead", "every", l.w.Poll, "error", err)
-	} else {
-		defer waker.Close() // before the lock goes: the socket is the holder's
-		l.wake = waker.C
-		if l.kind == KindDrain {
-			var stop func()
-			ctx, stop = l.untilAsked(ctx, waker.Leave)
-			defer stop()
-		}
-	}
+	defer l.deafen() // before the lock goes: the socket is the holder's
+	ctx, l.leave = context.WithCancel(ctx)
+	defer l.leave()
+	l.listen(ctx)
 	if err := l.w.Inbox.Replay(); err != nil {
 		l.w.Log.Error("events of an earlier worker are left aside", "error", err)
 	}
+	if l.kind == KindServe {
+		if err := l.w.Queue.inspect(ctx); err != nil && ctx.Err() == nil && !isStorage(err) { // of the disk the first turn tells
+			l.w.Log.Error("the jobs database cannot be checked", "error", err)
+		}
+	}
+	l.w.Queue.mends.reset() // whoever worked before is dead: the first claim ends what it left running
 	l.run(ctx)
 	return nil
+}
+
+// listen makes the worker's bell, again while that fails: a full disk has no room for it.
+func (l *loop) listen(ctx context.Context) {
+	if l.waker != nil {
+		return
+	}
+	waker, err := inbox.Listen(l.w.Queue.stateDir)
+	if err != nil {
+		if !l.deaf {
+			l.w.Log.Error("nobody can wake the worker; it looks at the inbox instead", "every", l.w.Poll, "error", err)
+		}
+		l.deaf = true
+		return
+	}
+	l.waker, l.wake, l.deaf = waker, waker.C, false
+	if l.kind == KindDrain {
+		l.asking.Go(func() {
+			select {
+			case <-waker.Leave:
+				l.asked = true
+				l.leave()
+			case <-ctx.Done():
+			}
+		})
+	}
+}
+
+// deafen is for after leave.
+func (l *loop) deafen() {
+	l.asking.Wait()
+	if l.waker != nil {
+		l.waker.Close()
+		l.waker, l.wake = nil, nil
+	}
 }
 
 func (l *loop) acquire(ctx context.Context) (*flock.Flock, error) {
@@ -127,33 +164,23 @@ func (l *loop) acquire(ctx context.Context) (*flock.Flock, error) {
 	return acquire(ctx, l.w.Queue.stateDir, l.kind)
 }
 
-// untilAsked returns a context that ends when a drain is asked to leave; asked is valid after stop.
-func (l *loop) untilAsked(parent context.Context, leave <-chan struct{}) (ctx context.Context, stop func()) {
-	ctx, cancel := context.WithCancel(parent)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		select {
-		case <-leave:
-			l.asked = true
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, func() { cancel(); <-done }
-}
-
 // loop is one goroutine that owns the state of a worker; runs are goroutines beside it that report to
 // ended.
 type loop struct {
 	w    *Worker
 	kind string
-	wake <-chan struct{}
+
+	waker  *inbox.Waker // nil: nobody can wake us
+	wake   <-chan struct{}
+	deaf   bool           // the log says so
+	leave  func()         // ends the session
+	asking sync.WaitGroup // hears when somebody wants a drain's place
 
 	ended   chan ending
 	jobs    int // running, without probes
 	probes  int
-	trouble int // turns in a row that met an error of inbox or database
+	trouble trouble
+	rebuild rebuilding
 
 	// Of a drain only:
 	progress time.Time // the latest
@@ -161,7 +188,7 @@ type loop struct {
 	left     []string  // events in the inbox when it decided to go
 	gaveUp   bool      // it went because of Linger
 	verdict  error     // what it left undone then
-	asked    bool      // it went because a server asked
+	asked    bool      // it went because a server asked; known after deafen
 }
 
 func (l *loop) run(ctx context.Context) {
@@ -172,28 +199,51 @@ func (l *loop) run(ctx context.Context) {
 			err = errors.Join(err, l.dispatch(ctx))
 		}
 		l.note(ctx, err)
+		l.mayRebuild(ctx)
 		if l.kind == KindDrain && l.mayLeave(ctx) {
 			break
 		}
 		l.wait(ctx, l.pause(ctx))
+		l.listen(ctx)
 	}
-	for l.jobs+l.probes > 0 { // told to stop: their contexts have ended with ours
+	l.leave() // what still runs is told to stop
+	for l.jobs+l.probes > 0 {
 		l.collect(<-l.ended)
+	}
+	if l.rebuild.ended != nil {
+		l.rebuiltWith(ctx, <-l.rebuild.ended)
 	}
 }
 
+// trouble is a row of turns that met an error of inbox or database.
+type trouble struct {
+	turns  int
+	began  time.Time
+	logged time.Time
+}
+
+// noteEvery is the first pause between two lines in the log about the same trouble; it doubles. A disk that is full
+// at night must not be filled by the log in the morning.
+const noteEvery = time.Minute
+
 // note logs the trouble of a turn, and counts it to slow down.
 func (l *loop) note(ctx context.Context, err error) {
+	t := &l.trouble
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:
-		l.trouble = 0
-	default:
-		l.trouble++
-		if l.trouble&(l.trouble-1) != 0 {
-			return // the 1st, 2nd, 4th, 8th … in a row tell enough: each push is a try
+		if t.turns > 0 {
+			l.w.Log.Info("the queue works again", "after", time.Since(t.began).Round(time.Second))
 		}
-		l.w.Log.Error("the queue has a problem; events stay in the inbox, trying again", "times", l.trouble, "error", err)
+		*t = trouble{}
+	default:
+		if t.turns++; t.turns == 1 {
+			t.began = time.Now()
+		} else if time.Since(t.logged) < max(noteEvery, t.logged.Sub(t.began)) {
+			return
+		}
+		t.logged = time.Now()
+		l.w.Log.Error("the queue has a problem; events stay in the inbox, trying again", "times", t.turns, "error", err)
 	}
 }
 
@@ -290,6 +340,8 @@ func (l *loop) wait(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-timer.C:
 	case <-l.wake:
+	case err := <-l.rebuild.ended:
+		l.rebuiltWith(ctx, err)
 	case e := <-l.ended:
 		l.collect(e)
 	}
@@ -314,8 +366,8 @@ const (
 
 // pause is how long to sleep if nothing happens.
 func (l *loop) pause(ctx context.Context) time.Duration {
-	if l.trouble > 0 {
-		return min(troublePause<<min(l.trouble-1, 5), troubleMax)
+	if n := l.trouble.turns; n > 0 {
+		return min(troublePause<<min(n-1, 5), troubleMax)
 	}
 	d := l.w.Poll
 	if l.lingered() {
@@ -326,6 +378,9 @@ func (l *loop) pause(ctx context.Context) time.Duration {
 	}
 	if l.kind == KindDrain {
 		d = min(d, l.w.Linger-time.Since(l.progress))
+	}
+	if l.rebuild.standing && l.rebuild.ended == nil {
+		d = min(d, time.Until(l.rebuild.next))
 	}
 	return max(d, time.Millisecond)
 }
@@ -358,11 +413,14 @@ func (l *loop) mayLeave(ctx context.Context) bool {
 	pending, perr := l.count(ctx)
 	if err = errors.Join(err, perr); err == nil {
 		l.left = names
-		if pending == 0 && len(names) == 0 {
+		if pending == 0 && len(names) == 0 && !l.rebuild.open() {
 			l.gaveUp = false
 			return true
 		}
 		err = fmt.Errorf("%d jobs still fail and %d events could not be read", pending, len(names))
+		if l.rebuild.open() {
+			err = fmt.Errorf("%w, and lost jobs have not been found again", err)
+		}
 	}
 	if l.gaveUp = l.lingered(); l.gaveUp {
 		l.verdict = fmt.Errorf("drain: %w: %w; serve or a timer must try again", ErrUnfinished, err)

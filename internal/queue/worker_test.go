@@ -38,8 +38,13 @@ func (l *lockedBuffer) Write(p []byte) (int, error) {
 func (l *lockedBuffer) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
 
 func newBench(t *testing.T, run Func) *bench {
-	dir := t.TempDir()
-	q := open(t, dir, func(o *Options) { o.BackoffBase = 20 * time.Millisecond; o.RetryMax = 200 * time.Millisecond })
+	return newBenchOn(t, open(t, t.TempDir(), func(o *Options) {
+		o.BackoffBase, o.RetryMax = 20*time.Millisecond, 200*time.Millisecond
+	}), run)
+}
+
+func newBenchOn(t *testing.T, q *Queue, run Func) *bench {
+	dir := q.stateDir
 	log := &lockedBuffer{}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -93,7 +98,7 @@ func (b *bench) until(what string, ok func() bool) {
 // state is a row's state, "" for no row.
 func (b *bench) state(k Key) State {
 	b.t.Helper()
-	rows, err := b.Queue.Rows(context.Background(), Filter(k))
+	rows, err := b.Queue.Rows(context.Background(), Filter{Repository: k.Repository, Peer: k.Peer})
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -18,6 +18,13 @@ func (l *Log) Sending(entries []Entry) error {
 	return l.record(sending, entries)
 }
 
+// Seen records that refs were seen to have these values, which are ones that are
+// being sent, or absent: they become the likeliest, and no other is forgotten. It does not wait
+// for the disk.
+func (l *Log) Seen(entries []Entry) error {
+	return l.recordAs(sending, entries, false)
+}
+
 // Confirm records the values that refs were seen to have at the peer, or that it
 // reported to have taken (zero: absent). Only what is news is written.
 //
@@ -33,6 +40,10 @@ func (l *Log) Confirm(entries []Entry) error {
 }
 
 func (l *Log) record(mark byte, entries []Entry) error {
+	return l.recordAs(mark, entries, mark == sending)
+}
+
+func (l *Log) recordAs(mark byte, entries []Entry, durable bool) error {
 	if len(entries) == 0 {
 		return nil
 	}
@@ -40,7 +51,7 @@ func (l *Log) record(mark byte, entries []Entry) error {
 	if err != nil {
 		return err
 	}
-	if err := l.append(text, mark == sending); err != nil {
+	if err := l.append(text, durable); err != nil {
 		return fmt.Errorf("record refs of peer: %w", err)
 	}
 	for _, e := range news {

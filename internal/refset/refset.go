@@ -23,7 +23,7 @@
 //	= VALUE REF LF    the peer has this value; all earlier lines of REF are superseded
 //	> VALUE REF LF    this value is being sent; adds to what is known of REF
 //
-// VALUE is an object id of 40 or 64 lower-case hex digits, all zeros for "absent"
+// The last of several values that are being sent is the likeliest. VALUE is an object id of 40 or 64 lower-case hex digits, all zeros for "absent"
 // (after =) or "being deleted" (after >). REF is a full ref name. The pseudo-ref HEAD
 // may also have the value ref:NAME, a symbolic ref to NAME, or !ref:NAME, a target that the
 // peer could not be given.
@@ -192,10 +192,11 @@ func (l *Log) apply(mark byte, e Entry) {
 		l.known[e.Ref] = known{confirmed: e.OID}
 	default:
 		k := l.known[e.Ref]
-		if !slices.Contains(k.sending, e.OID) {
-			k.sending = append(k.sending, e.OID)
-			l.known[e.Ref] = k
+		if i := slices.Index(k.sending, e.OID); i >= 0 {
+			k.sending = slices.Delete(k.sending, i, i+1)
 		}
+		k.sending = append(k.sending, e.OID)
+		l.known[e.Ref] = k
 	}
 }
 
@@ -208,7 +209,10 @@ func (l *Log) changes(mark byte, e Entry) bool {
 	case mark == confirmed:
 		return len(k.sending) > 0 || k.confirmed != e.OID
 	}
-	return k.confirmed != e.OID && !slices.Contains(k.sending, e.OID)
+	if len(k.sending) == 0 {
+		return k.confirmed != e.OID
+	}
+	return k.sending[len(k.sending)-1] != e.OID
 }
 
 // Confirmed returns the value the ref was last known to have at the peer. ok is
@@ -218,19 +222,20 @@ func (l *Log) Confirmed(ref string) (oid string, ok bool) {
 	return oid, oid != ""
 }
 
-// Settled returns the refs as they were last known to be at the peer, HEAD not
-// included, and whether that is certain: no value is being sent.
-func (l *Log) Settled() (refs map[string]string, settled bool) {
-	refs = make(map[string]string, len(l.known))
+// Guess returns the refs as they are likely to be at the peer, HEAD not included: as
+// confirmed, or as they were sent last. Settled says that nothing is being sent.
+func (l *Log) Guess() (refs map[string]string, settled bool) {
+	refs, settled = make(map[string]string, len(l.known)), true
 	for ref, k := range l.known {
-		if len(k.sending) > 0 {
-			return nil, false
+		value := k.confirmed
+		if n := len(k.sending); n > 0 {
+			value, settled = k.sending[n-1], false
 		}
-		if ref != "HEAD" && k.confirmed != "" {
-			refs[ref] = k.confirmed
+		if ref != "HEAD" && value != "" && !isZero(value) {
+			refs[ref] = value
 		}
 	}
-	return refs, true
+	return refs, settled
 }
 
 // Ours reports whether the ref having this value at the peer is our doing: the

@@ -60,6 +60,11 @@ func WriteQuickRequest(w io.Writer, q QuickRequest) error {
 	return out.Flush()
 }
 
+// maxQuickRequest bounds the text of a request, in bytes: all of it is held in
+// memory, and the longest names would make seven gigabytes of the commands. It is
+// enough for that many with names of 500 bytes.
+const maxQuickRequest = 64 << 20
+
 // ReadQuickRequest reads a request to its end and not further. The commands are
 // well-formed and name each ref once; whether they may be done is not looked at.
 func ReadQuickRequest(r *bufio.Reader) (QuickRequest, error) {
@@ -80,10 +85,14 @@ func ReadQuickRequest(r *bufio.Reader) (QuickRequest, error) {
 		q.Head = words[3]
 	}
 	seen := map[string]bool{}
+	size := 0
 	for {
 		line, err := quickLine(r)
 		if err != nil {
 			return q, err
+		}
+		if size += len(line); size > maxQuickRequest {
+			return q, fmt.Errorf("mirror-push: more than %d bytes of commands", maxQuickRequest)
 		}
 		if count, ok := strings.CutPrefix(line, "end "); ok {
 			if n, err := strconv.Atoi(count); err != nil || n != len(q.Commands) {
@@ -111,7 +120,8 @@ func parseQuickCommand(line string, digits int) (c Command, ok bool) {
 		return c, false
 	}
 	c = Command{Old: words[0], New: words[1], Ref: words[2]}
-	return c, ValidRef(c.Ref) && strings.HasPrefix(c.Ref, "refs/") && !strings.HasPrefix(c.Ref, "refs/mirror/")
+	private := c.Ref == "refs/mirror" || strings.HasPrefix(c.Ref, "refs/mirror/")
+	return c, ValidRef(c.Ref) && strings.HasPrefix(c.Ref, "refs/") && !private
 }
 
 // maxQuickLine is above the longest ref name that git's protocol can carry.

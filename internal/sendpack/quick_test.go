@@ -3,6 +3,7 @@ package sendpack
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -53,6 +54,7 @@ func TestQuickRequestRefused(t *testing.T) {
 		"other format":       "push 1 sha256 -\n" + command + "end 1\n",
 		"outside refs":       "push 1 sha1 -\n" + quickOnes + " " + quickTwos + " other/a\nend 1\n",
 		"rescued":            "push 1 sha1 -\n" + quickOnes + " " + quickTwos + " refs/mirror/rescued/x\nend 1\n",
+		"all that is ours":   "push 1 sha1 -\n" + quickOnes + " " + quickTwos + " refs/mirror\nend 1\n",
 		"no valid name":      "push 1 sha1 -\n" + quickOnes + " " + quickTwos + " refs/heads/../a\nend 1\n",
 		"upper case":         "push 1 sha1 -\n" + strings.Repeat("A", 40) + " " + quickTwos + " refs/heads/a\nend 1\n",
 		"a line without end": "push 1 sha1 -\n" + strings.Repeat("x", 1<<20),
@@ -60,6 +62,23 @@ func TestQuickRequestRefused(t *testing.T) {
 		if q, err := ReadQuickRequest(bufio.NewReader(strings.NewReader(text))); err == nil {
 			t.Errorf("%s: %+v", name, q)
 		}
+	}
+}
+
+// names is an endless request with the longest names.
+type names struct{ n int }
+
+func (r *names) Read(p []byte) (int, error) {
+	r.n++
+	line := fmt.Sprintf("%s %s refs/heads/%d%s\n", quickOnes, quickTwos, r.n, strings.Repeat("/x", 30<<10))
+	return copy(p, line), nil
+}
+
+func TestQuickRequestIsBounded(t *testing.T) {
+	endless := io.MultiReader(strings.NewReader("push 1 sha1 -\n"), &names{})
+	q, err := ReadQuickRequest(bufio.NewReaderSize(endless, 128<<10))
+	if err == nil || !strings.Contains(err.Error(), "bytes of commands") || len(q.Commands) > 1100 {
+		t.Errorf("%d commands, %v", len(q.Commands), err)
 	}
 }
 

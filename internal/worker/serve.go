@@ -22,7 +22,7 @@ import (
 // newWorker makes the worker that serve and drain run.
 func (c *command) newWorker(peers *peer.Peers, notifier *notify.Notifier, log *slog.Logger) *queue.Worker {
 	return &queue.Worker{
-		Queue: c.queue, Inbox: inbox.New(c.server.StateDir), Run: heard(notifier, job(peers, io.Discard)),
+		Queue: c.queue, Inbox: inbox.New(c.server.StateDir), Run: heard(notifier, job(peers, io.Discard)), Rebuild: c.rebuilder(log),
 		Jobs: c.server.Worker.Jobs, JobsPerPeer: c.server.Worker.JobsPerPeer, Log: log,
 	}
 }

@@ -18,6 +18,7 @@ func (c *command) status(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	report.Warnings = append(report.Warnings, c.lossWarning()...)
 	report.Warnings = append(report.Warnings, c.inboxWarnings()...)
 	report.Warnings = append(report.Warnings, c.idleWarning(report)...)
 	report.Warnings = append(report.Warnings, notify.Warnings(c.server)...)

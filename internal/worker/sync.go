@@ -222,7 +222,7 @@ func (r *syncRun) remember(ctx context.Context, c replica, s peer.Standing) erro
 	if row := r.rows[c.Key]; row.State == queue.StateOK && row.Digest == s.Digest && r.peers.Knows(c.Repository, c.Peer) {
 		return nil
 	}
-	return r.peers.Confirm(ctx, c.Repository, c.Peer, s.Digest)
+	return r.peers.Confirm(ctx, c.Repository, c.Peer, s.Digest, s.Head)
 }
 
 // push queues what differs and waits for the outcomes.

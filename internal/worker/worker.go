@@ -50,13 +50,14 @@ func Run(ctx context.Context, p *cli.Program) error {
 	case "mirror-digest":
 		return c.mirrorDigest(ctx)
 	}
-	if c.queue, err = openQueue(ctx, server); err != nil {
+	done, err := c.open(ctx, queueOptions(server))
+	if err != nil {
 		return err
 	}
-	defer c.queue.Close()
+	defer done()
 	switch p.Command {
 	case "sync":
-		return c.sync(ctx)
+		return c.syncAll(ctx)
 	case "await":
 		return c.await(ctx)
 	case "status":
@@ -84,8 +85,8 @@ func openQueue(ctx context.Context, server *mirrorcfg.Server) (*queue.Queue, err
 	return queue.Open(ctx, queueOptions(server))
 }
 
-// openPatiently is for a worker: a database that is down is waited for, and the
-// inbox keeps what arrives meanwhile.
+// openPatiently is for a worker: a database that is down, or a disk without room, is
+// waited for, and the inbox keeps what arrives meanwhile.
 func openPatiently(ctx context.Context, server *mirrorcfg.Server) (*queue.Queue, error) {
 	options := queueOptions(server)
 	options.Patient = true
@@ -95,7 +96,7 @@ func openPatiently(ctx context.Context, server *mirrorcfg.Server) (*queue.Queue,
 func queueOptions(server *mirrorcfg.Server) queue.Options {
 	return queue.Options{
 		StateDir: server.StateDir, URL: server.Queue.URL, Server: server.Hostname,
-		RetryMax: time.Duration(server.Worker.RetryMax),
+		RetryMax: time.Duration(server.Worker.RetryMax), OnLoss: tellLoss(server),
 	}
 }
 
@@ -140,10 +141,11 @@ func (c *command) pushNow(ctx context.Context) error {
 	if len(targets) != 1 {
 		return cli.Usage{Message: fmt.Sprintf("-fg needs exactly one peer, not %d (%s)", len(targets), strings.Join(targets, " "))}
 	}
-	if c.queue, err = openQueue(ctx, server); err != nil {
+	done, err := c.open(ctx, queueOptions(server))
+	if err != nil {
 		return err
 	}
-	defer c.queue.Close()
+	defer done()
 	key := queue.Key{Repository: c.RequestPush.Repo, Peer: targets[0]}
 	peers, stop := c.newPeers()
 	defer stop()
@@ -222,9 +224,14 @@ func forgetRefs(dir string) error {
 func (c *command) newPeers() (*peer.Peers, func()) {
 	connections := peer.NewConnections(peer.Options{
 		ChannelsPerHost: min(c.server.Worker.JobsPerPeer, maxChannels), ControlDir: c.server.StateDir,
+		DialTimeout: min(maxDial, time.Duration(c.server.Worker.StallTimeout)),
 	})
 	return &peer.Peers{Server: c.server, Transport: connections}, connections.Close
 }
+
+// maxDial is how long a new connection may take; jobs that wait for one share it, and a
+// time longer than theirs would outlive them.
+const maxDial = 30 * time.Second
 
 // maxChannels leaves room below stock sshd's MaxSessions, which is 10.
 const maxChannels = 8
