@@ -3,11 +3,9 @@ package peer
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -132,6 +130,9 @@ func parseStanding(line string) (repo string, s Standing, err error) {
 
 // Compare implements Comparer.
 func (p *sshPeer) Compare(ctx context.Context) (map[string]Standing, error) {
+	if err := p.identify(ctx); err != nil {
+		return nil, err
+	}
 	ctx, pulse := watch(ctx, p.stall)
 	defer pulse.stop()
 	asking, stop := context.WithCancel(ctx)
@@ -162,22 +163,4 @@ func (p *sshPeer) Compare(ctx context.Context) (map[string]Standing, error) {
 		return nil, fmt.Errorf("%s %w", p.name, ErrForeign)
 	}
 	return nil, fmt.Errorf("%s: %w", p.name, errors.Join(end, readErr))
-}
-
-// lacks reports whether the peer answers, and does not announce the verb.
-func (p *sshPeer) lacks(ctx context.Context, verb string) bool {
-	stream, err := p.transport.Open(ctx, p.name, "info --json", io.Discard)
-	if err != nil {
-		return false
-	}
-	stream.CloseWrite()
-	var reply struct {
-		Verbs []string `json:"verbs"`
-	}
-	err = json.NewDecoder(io.LimitReader(stream, 1<<20)).Decode(&reply)
-	io.Copy(io.Discard, io.LimitReader(stream, 1<<20))
-	if end := stream.Wait(); errors.Is(end, ErrUnreachable) || ctx.Err() != nil {
-		return false
-	}
-	return err != nil || !slices.Contains(reply.Verbs, verb)
 }

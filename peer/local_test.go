@@ -82,7 +82,7 @@ func (l *local) taker(stderr io.Writer) *shell.PushTaker {
 	if err != nil {
 		panic(err)
 	}
-	return &shell.PushTaker{Config: cfg, Repo: l.copy.Mirror(), Stderr: stderr, Env: peertest.Environ()}
+	return &shell.PushTaker{Config: cfg, Repo: l.copy.Mirror(), Host: peerName, Stderr: stderr, Env: peertest.Environ()}
 }
 
 // verbs returns and forgets which commands were sent.

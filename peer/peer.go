@@ -70,6 +70,7 @@ type Peers struct {
 
 	stock stockMemory
 	packs packs
+	known identities
 }
 
 // Open returns the peer of that name.
@@ -81,7 +82,7 @@ func (p *Peers) Open(name string) (Peer, error) {
 	case "", "ssh":
 		return &sshPeer{
 			name: name, hostname: p.Server.Hostname,
-			stall: time.Duration(p.Server.Worker.StallTimeout), transport: p.Transport, stock: &p.stock,
+			stall: time.Duration(p.Server.Worker.StallTimeout), transport: p.Transport, stock: &p.stock, identities: &p.known,
 			packs: &p.packs, stateDir: p.Server.StateDir,
 			maxDelete: p.Server.Guard.MaxDeletePercent,
 		}, nil

@@ -207,7 +207,7 @@ func (r *syncRun) quickPush(ctx context.Context, head string, todo plan, have []
 		stopSending() // of no use any more if it is still going on
 		answered <- err
 	}()
-	sendErr := r.sendQuick(sending, conn, sendpack.QuickRequest{Format: r.format, Head: head, Commands: todo.commands}, have)
+	sendErr := r.sendQuick(sending, conn, sendpack.QuickRequest{Format: r.format, Head: head, Peer: r.name, Commands: todo.commands}, have)
 	if sendErr != nil && ctx.Err() == nil && sending.Err() == nil {
 		conn.cancel() // a pack without its end would be waited for
 	}

@@ -28,14 +28,15 @@ import (
 // second connection is needed only when HEAD has changed (head.go), or when
 // objects turn out to be unreadable here (objects.go).
 type sshPeer struct {
-	name      string
-	hostname  string // ours
-	stall     time.Duration
-	transport Transport
-	stock     *stockMemory
-	packs     *packs // nil: packs are not shared
-	stateDir  string // where a shared pack may stand
-	maxDelete int    // percent of the peer's refs that may be deleted in one sync
+	name       string
+	hostname   string // ours
+	stall      time.Duration
+	transport  Transport
+	stock      *stockMemory
+	identities *identities
+	packs      *packs // nil: packs are not shared
+	stateDir   string // where a shared pack may stand
+	maxDelete  int    // percent of the peer's refs that may be deleted in one sync
 }
 
 // syncRun is the state of one Sync.
@@ -149,6 +150,9 @@ type attempt struct {
 
 // push is one connection.
 func (r *syncRun) push(ctx context.Context, how attempt) error {
+	if err := r.identify(ctx); err != nil {
+		return err
+	}
 	conn, err := r.open(ctx, "git-receive-pack '"+r.src.Config.Name+"'", r.say)
 	if err != nil {
 		return err

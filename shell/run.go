@@ -210,7 +210,7 @@ func (s *Session) told(who string, err error) int {
 
 // takePush takes a push of the master without showing refs first.
 func (s *Session) takePush(ctx context.Context, push Push, env []string) error {
-	taker := PushTaker{Config: push.Config, Repo: push.Repo, Stderr: s.Stderr, Env: env}
+	taker := PushTaker{Config: push.Config, Repo: push.Repo, Host: s.Server.Hostname, Stderr: s.Stderr, Env: env}
 	if s.BeginPush != nil {
 		taker.Begin = func(ctx context.Context, commands []sendpack.Command) ([]string, func(), error) {
 			return s.BeginPush(ctx, push, commands)

@@ -30,6 +30,7 @@ import (
 type PushTaker struct {
 	Config *mirrorcfg.Repo
 	Repo   git.Repo
+	Host   string    // our hostname
 	Env    []string  // of git and its hooks; nil: ours
 	Stderr io.Writer // for what git and hooks say to the master
 	// Begin, where it is not nil, is called before anything is changed, and may refuse. It
@@ -47,6 +48,9 @@ func (t *PushTaker) Serve(ctx context.Context, in io.Reader, out io.Writer) erro
 	request, err := sendpack.ReadQuickRequest(buffered)
 	if err != nil {
 		return err
+	}
+	if request.Peer != t.Host {
+		return sendpack.WriteQuickAnswer(out, sendpack.QuickAnswer{Stock: fmt.Sprintf("this is %s, and not %s", t.Host, request.Peer)})
 	}
 	stop := keepSaying(out)
 	answer, err := t.take(ctx, request, buffered)

@@ -33,7 +33,7 @@ func newTaken(t *testing.T) *taken {
 	}
 	k := &taken{t: t, master: filepath.Join(t.TempDir(), "master.git")}
 	slave := filepath.Join(t.TempDir(), "slave.git")
-	k.PushTaker = &PushTaker{Config: cfg, Repo: git.Repo{Dir: slave}, Stderr: &k.stderr}
+	k.PushTaker = &PushTaker{Config: cfg, Repo: git.Repo{Dir: slave}, Host: "sam", Stderr: &k.stderr}
 	for _, dir := range []string{k.master, slave} {
 		k.git("", "init", "-q", "--bare", "-b", "main", dir)
 	}
@@ -60,7 +60,7 @@ func (k *taken) commit(message string) string {
 func (k *taken) request(head string, commands ...sendpack.Command) []byte {
 	k.t.Helper()
 	var text bytes.Buffer
-	if err := sendpack.WriteQuickRequest(&text, sendpack.QuickRequest{Format: "sha1", Head: head, Commands: commands}); err != nil {
+	if err := sendpack.WriteQuickRequest(&text, sendpack.QuickRequest{Format: "sha1", Head: head, Peer: "sam", Commands: commands}); err != nil {
 		k.t.Fatal(err)
 	}
 	want := ""
@@ -126,6 +126,15 @@ func TestTakePush(t *testing.T) {
 	}
 }
 
+// A push that was meant for another server changes nothing.
+func TestTakePushOfAnother(t *testing.T) {
+	k := newTaken(t)
+	k.Host = "gollum"
+	if a, err := k.serve(k.request("", sendpack.Command{Ref: "refs/heads/x", Old: noRef, New: k.commit("one")})); err != nil || a.Stock != "this is gollum, and not sam" || len(k.refs()) > 0 {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
 // An early connection that found no use says nothing, and is told nothing.
 func TestTakeNothing(t *testing.T) {
 	k := newTaken(t)
@@ -133,7 +142,7 @@ func TestTakeNothing(t *testing.T) {
 	if err := k.Serve(t.Context(), strings.NewReader(""), &out); err != nil || out.Len() > 0 {
 		t.Errorf("%v, %q", err, out.String())
 	}
-	if err := k.Serve(t.Context(), strings.NewReader("push 1 sha1 -\n"), io.Discard); err == nil {
+	if err := k.Serve(t.Context(), strings.NewReader("push 1 sha1 - sam\n"), io.Discard); err == nil {
 		t.Error("half a request is taken")
 	}
 }

@@ -19,7 +19,8 @@ import (
 //
 // The request, followed by a pack unless every command is a deletion:
 //
-//	push 1 FORMAT HEAD LF     HEAD is "-" when it is detached or no matter
+//	push 1 FORMAT HEAD PEER LF  HEAD is "-" when it is detached or no matter; PEER is the
+//	                            hostname of the server that is meant
 //	OLD SP NEW SP REF LF …    zeros for absent; deletions first
 //	end COUNT LF
 //
@@ -35,6 +36,7 @@ const QuickVerb = "mirror-push"
 type QuickRequest struct {
 	Format   string // object format, "sha1" or "sha256"
 	Head     string // what HEAD should point to; "" to leave it alone
+	Peer     string // the server that is meant, by its hostname
 	Commands []Command
 }
 
@@ -52,7 +54,7 @@ func WriteQuickRequest(w io.Writer, q QuickRequest) error {
 		head = "-"
 	}
 	out := bufio.NewWriter(w)
-	fmt.Fprintf(out, "push %s %s %s\n", quickVersion, q.Format, head)
+	fmt.Fprintf(out, "push %s %s %s %s\n", quickVersion, q.Format, head, q.Peer)
 	for _, c := range q.Commands {
 		fmt.Fprintf(out, "%s %s %s\n", c.Old, c.New, c.Ref)
 	}
@@ -74,13 +76,14 @@ func ReadQuickRequest(r *bufio.Reader) (QuickRequest, error) {
 		return q, err
 	}
 	words := strings.Split(line, " ")
-	if len(words) != 4 || words[0] != "push" || words[1] != quickVersion {
+	if len(words) != 5 || words[4] == "" || words[0] != "push" || words[1] != quickVersion {
 		return q, fmt.Errorf("mirror-push: %.80q is no request of version %s", line, quickVersion)
 	}
 	digits, known := oidLen(words[2])
 	if q.Format = words[2]; !known {
 		return q, fmt.Errorf("mirror-push: object format %.20q is unknown", q.Format)
 	}
+	q.Peer = words[4]
 	if words[3] != "-" {
 		q.Head = words[3]
 	}

@@ -18,7 +18,7 @@ var (
 )
 
 func TestQuickRequest(t *testing.T) {
-	want := QuickRequest{Format: "sha1", Head: "refs/heads/main", Commands: []Command{
+	want := QuickRequest{Format: "sha1", Head: "refs/heads/main", Peer: "sam", Commands: []Command{
 		{Ref: "refs/heads/a", Old: quickOnes, New: quickZeros}, {Ref: "refs/tags/ä+", Old: quickZeros, New: quickTwos},
 	}}
 	var text bytes.Buffer
@@ -43,21 +43,21 @@ func TestQuickRequestRefused(t *testing.T) {
 	command := quickOnes + " " + quickTwos + " refs/heads/a\n"
 	for name, text := range map[string]string{
 		"nothing":            "",
-		"another version":    "push 2 sha1 -\nend 0\n",
-		"unknown format":     "push 1 md5 -\nend 0\n",
-		"no head":            "push 1 sha1\nend 0\n",
-		"no end":             "push 1 sha1 -\n" + command,
-		"cut in end":         "push 1 sha1 -\n" + command + "end 1",
-		"wrong count":        "push 1 sha1 -\n" + command + "end 2\n",
-		"twice":              "push 1 sha1 -\n" + command + command + "end 2\n",
-		"no change":          "push 1 sha1 -\n" + quickOnes + " " + quickOnes + " refs/heads/a\nend 1\n",
-		"other format":       "push 1 sha256 -\n" + command + "end 1\n",
-		"outside refs":       "push 1 sha1 -\n" + quickOnes + " " + quickTwos + " other/a\nend 1\n",
-		"rescued":            "push 1 sha1 -\n" + quickOnes + " " + quickTwos + " refs/mirror/rescued/x\nend 1\n",
-		"all that is ours":   "push 1 sha1 -\n" + quickOnes + " " + quickTwos + " refs/mirror\nend 1\n",
-		"no valid name":      "push 1 sha1 -\n" + quickOnes + " " + quickTwos + " refs/heads/../a\nend 1\n",
-		"upper case":         "push 1 sha1 -\n" + strings.Repeat("A", 40) + " " + quickTwos + " refs/heads/a\nend 1\n",
-		"a line without end": "push 1 sha1 -\n" + strings.Repeat("x", 1<<20),
+		"another version":    "push 2 sha1 - sam\nend 0\n",
+		"unknown format":     "push 1 md5 - sam\nend 0\n",
+		"no head":            "push 1 sha1 sam\nend 0\n",
+		"no end":             "push 1 sha1 - sam\n" + command,
+		"cut in end":         "push 1 sha1 - sam\n" + command + "end 1",
+		"wrong count":        "push 1 sha1 - sam\n" + command + "end 2\n",
+		"twice":              "push 1 sha1 - sam\n" + command + command + "end 2\n",
+		"no change":          "push 1 sha1 - sam\n" + quickOnes + " " + quickOnes + " refs/heads/a\nend 1\n",
+		"other format":       "push 1 sha256 - sam\n" + command + "end 1\n",
+		"outside refs":       "push 1 sha1 - sam\n" + quickOnes + " " + quickTwos + " other/a\nend 1\n",
+		"rescued":            "push 1 sha1 - sam\n" + quickOnes + " " + quickTwos + " refs/mirror/rescued/x\nend 1\n",
+		"all that is ours":   "push 1 sha1 - sam\n" + quickOnes + " " + quickTwos + " refs/mirror\nend 1\n",
+		"no valid name":      "push 1 sha1 - sam\n" + quickOnes + " " + quickTwos + " refs/heads/../a\nend 1\n",
+		"upper case":         "push 1 sha1 - sam\n" + strings.Repeat("A", 40) + " " + quickTwos + " refs/heads/a\nend 1\n",
+		"a line without end": "push 1 sha1 - sam\n" + strings.Repeat("x", 1<<20),
 	} {
 		if q, err := ReadQuickRequest(bufio.NewReader(strings.NewReader(text))); err == nil {
 			t.Errorf("%s: %+v", name, q)
@@ -75,7 +75,7 @@ func (r *names) Read(p []byte) (int, error) {
 }
 
 func TestQuickRequestIsBounded(t *testing.T) {
-	endless := io.MultiReader(strings.NewReader("push 1 sha1 -\n"), &names{})
+	endless := io.MultiReader(strings.NewReader("push 1 sha1 - sam\n"), &names{})
 	q, err := ReadQuickRequest(bufio.NewReaderSize(endless, 128<<10))
 	if err == nil || !strings.Contains(err.Error(), "bytes of commands") || len(q.Commands) > 1100 {
 		t.Errorf("%d commands, %v", len(q.Commands), err)
@@ -104,8 +104,8 @@ func TestQuickAnswer(t *testing.T) {
 }
 
 func FuzzQuickRequest(f *testing.F) {
-	f.Add([]byte("push 1 sha1 refs/heads/main\n" + quickOnes + " " + quickZeros + " refs/heads/a\nend 1\nPACK"))
-	f.Add([]byte("push 1 sha256 -\nend 0\n"))
+	f.Add([]byte("push 1 sha1 refs/heads/main sam\n" + quickOnes + " " + quickZeros + " refs/heads/a\nend 1\nPACK"))
+	f.Add([]byte("push 1 sha256 - sam\nend 0\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		q, err := ReadQuickRequest(bufio.NewReader(bytes.NewReader(text)))
 		if err != nil {

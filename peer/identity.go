@@ -1,0 +1,91 @@
+package peer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+)
+
+// greeting is what a mirror-shell server says of itself (info --json).
+type greeting struct {
+	Hostname string   `json:"hostname"`
+	Verbs    []string `json:"verbs"`
+}
+
+// greet asks the peer who it is. ok is false when it answers something else, as
+// foreign peers do; an error means that nothing was found out.
+func (p *sshPeer) greet(ctx context.Context) (g greeting, ok bool, err error) {
+	ctx, pulse := watch(ctx, p.stall)
+	defer pulse.stop()
+	raw, err := p.transport.Open(ctx, p.name, "info --json", io.Discard)
+	if err != nil {
+		return g, false, err
+	}
+	stream := beating{raw, pulse}
+	stream.CloseWrite()
+	err = json.NewDecoder(io.LimitReader(stream, 1<<20)).Decode(&g)
+	io.Copy(io.Discard, io.LimitReader(stream, 1<<20))
+	end := stream.Wait()
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errStalled):
+		return g, false, fmt.Errorf("%w: %w", ErrUnreachable, cause)
+	case cause != nil:
+		return g, false, cause
+	case errors.Is(end, ErrUnreachable):
+		return g, false, end
+	}
+	return g, err == nil, nil
+}
+
+// lacks reports whether the peer answers, and does not announce the verb.
+func (p *sshPeer) lacks(ctx context.Context, verb string) bool {
+	g, ok, err := p.greet(ctx)
+	return err == nil && (!ok || !slices.Contains(g.Verbs, verb))
+}
+
+// identify finds out whether the server that answers is the one that is meant. An
+// alias that leads to another server would have its copies changed, and called
+// equal, in the name of the first. What was found is believed for a while.
+func (p *sshPeer) identify(ctx context.Context) error {
+	if p.identities.fresh(p.name) {
+		return nil
+	}
+	g, ok, err := p.greet(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", p.name, err)
+	case ok && g.Hostname != "" && g.Hostname != p.name:
+		return fmt.Errorf("%s: %w: the server that answers calls itself %.100q: correct HostName of %s in ssh_config, or hostname there", p.name, ErrUnreachable, g.Hostname, p.name)
+	}
+	p.identities.found(p.name)
+	return nil
+}
+
+// identities are the peers that were identified lately.
+type identities struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+// identifyEvery is how long an identity is believed.
+const identifyEvery = 10 * time.Minute
+
+func (i *identities) fresh(name string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return time.Since(i.last[name]) < identifyEvery
+}
+
+func (i *identities) found(name string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.last == nil {
+		i.last = map[string]time.Time{}
+	}
+	i.last[name] = time.Now()
+}
