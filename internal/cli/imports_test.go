@@ -18,7 +18,7 @@ var allowed = map[string]string{
 
 	"internal/worker": "hooks internal/cli internal/git internal/inbox internal/notify internal/proc internal/queue internal/refcache internal/refset internal/rescue internal/status mirrorcfg peer shell",
 	"internal/cli":    "hooks internal/git internal/inbox internal/proc internal/rescue internal/sendpack mirrorcfg shell",
-	"internal/status": "internal/proc internal/queue mirrorcfg",
+	"internal/status": "internal/git internal/rescue internal/proc internal/queue mirrorcfg",
 	"internal/notify": "internal/inbox internal/proc internal/queue mirrorcfg",
 
 	"hooks":         "internal/git internal/inbox internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",

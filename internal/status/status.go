@@ -19,8 +19,10 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/queue"
+	"mirror-shell/internal/rescue"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -160,7 +162,7 @@ func inOrder(names []string, f func(string) []Line) [][]Line {
 
 // ofRepository is the lines of one repository.
 func ofRepository(ctx context.Context, server *mirrorcfg.Server, name string, jobs []queue.Row, asked bool) []Line {
-	cfg, _, err := server.OpenRepo(ctx, name)
+	cfg, repo, err := server.OpenRepo(ctx, name)
 	if err != nil {
 		return withoutConfig(name, jobs, err)
 	}
@@ -170,6 +172,7 @@ func ofRepository(ctx context.Context, server *mirrorcfg.Server, name string, jo
 	switch role {
 	case mirrorcfg.Slave:
 		base.Master = cfg.Master
+		base.Note = rescued(ctx, name, repo)
 		lines = append(lines, base)
 	case mirrorcfg.Local:
 		if asked {
@@ -185,6 +188,19 @@ func ofRepository(ctx context.Context, server *mirrorcfg.Server, name string, jo
 		}
 	}
 	return lines
+}
+
+// rescued tells of the commits that this server keeps, because a mirror push would
+// have destroyed them.
+func rescued(ctx context.Context, name string, repo git.Repo) string {
+	kept, err := rescue.List(ctx, repo)
+	switch {
+	case err != nil:
+		return proc.OneLine("rescued refs cannot be read: "+err.Error(), 200)
+	case len(kept) == 0:
+		return ""
+	}
+	return fmt.Sprintf("%d rescued: mirror-shell rescued %s", len(kept), name)
 }
 
 // ofMaster is a line for every peer that has a job or that a list names.
