@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -296,5 +297,36 @@ func TestProcesses(t *testing.T) {
 		if got := strings.Join(slices.Collect(strings.FieldsSeq(string(text))), " "); err != nil || got != c.want {
 			t.Errorf("%s: %v, processes %q, want %q", c.name, err, got, c.want)
 		}
+	}
+}
+
+// Nodes that serve the same repositories share what was sent: a branch that one of
+// them pushed may be rewritten through the other. And they take turns.
+func TestSeveralNodes(t *testing.T) {
+	s := newSite(t)
+	other := *s.server
+	other.StateDir = s.dir + "/state2"
+	nodes := []*peer.Peers{s.peers, {Server: &other, Transport: peer.OpenSSH{}}}
+	s.Commit("refs/heads/main")
+	for i := range 6 {
+		s.Set("refs/heads/main", s.NewCommit()) // not contained in what follows
+		var said bytes.Buffer
+		if _, err := nodes[i%2].Sync(context.Background(), ip1, &said); err != nil {
+			t.Fatalf("node %d: %v\n%s", i%2, err, said.String())
+		}
+		s.CheckRefs(s.Refs())
+	}
+	s.ssh("test -e " + s.dir + "/busy && touch " + s.dir + "/both; touch " + s.dir + "/busy; sleep 0.2; rm " + s.dir + "/busy")
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			if _, err := nodes[i%2].Sync(context.Background(), ip1, io.Discard); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if _, err := os.Stat(s.dir + "/both"); err == nil {
+		t.Error("two nodes were at one copy at once")
 	}
 }
