@@ -53,9 +53,10 @@ func WriteStanding(w io.Writer, repo string, s Standing) error {
 	return err
 }
 
-// WriteEnd ends a stream of count lines. A stream without it is a failure.
-func WriteEnd(w io.Writer, count int) error {
-	_, err := fmt.Fprintf(w, "END %d\n", count)
+// WriteEnd ends a stream of count lines from the server of that hostname. A stream without it
+// is a failure.
+func WriteEnd(w io.Writer, count int, hostname string) error {
+	_, err := fmt.Fprintf(w, "END %d %s\n", count, hostname)
 	return err
 }
 
@@ -65,35 +66,36 @@ const maxStanding = 8 << 10
 // maxStandings bounds what a peer can have us keep: ten times the largest servers that are known.
 const maxStandings = 1 << 18
 
-// ReadStandings reads a stream to its END.
-func ReadStandings(r io.Reader) (map[string]Standing, error) {
+// ReadStandings reads a stream to its END, which says whose it is.
+func ReadStandings(r io.Reader) (standings map[string]Standing, hostname string, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxStanding)
-	standings := map[string]Standing{}
+	standings = map[string]Standing{}
 	for lines.Scan() {
 		line := lines.Text()
-		if count, ok := strings.CutPrefix(line, "END "); ok {
-			if n, err := strconv.Atoi(count); err != nil || n != len(standings) {
-				return nil, fmt.Errorf("the peer's digests end with %.40q after %d lines", line, len(standings))
+		if end, ok := strings.CutPrefix(line, "END "); ok {
+			count, hostname, _ := strings.Cut(end, " ")
+			if n, err := strconv.Atoi(count); err != nil || n != len(standings) || mirrorcfg.CheckHost(hostname) != nil {
+				return nil, "", fmt.Errorf("the peer's digests end with %.120q after %d lines", line, len(standings))
 			}
-			return standings, nil
+			return standings, hostname, nil
 		}
 		repo, s, err := parseStanding(line)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		if len(standings) == maxStandings {
-			return nil, fmt.Errorf("the peer's digests name more than %d repositories", maxStandings)
+			return nil, "", fmt.Errorf("the peer's digests name more than %d repositories", maxStandings)
 		}
 		if _, twice := standings[repo]; twice {
-			return nil, fmt.Errorf("the peer's digests name %s twice", repo)
+			return nil, "", fmt.Errorf("the peer's digests name %s twice", repo)
 		}
 		standings[repo] = s
 	}
 	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read the peer's digests: %w", err)
+		return nil, "", fmt.Errorf("read the peer's digests: %w", err)
 	}
-	return nil, fmt.Errorf("read the peer's digests: %w", io.ErrUnexpectedEOF)
+	return nil, "", fmt.Errorf("read the peer's digests: %w", io.ErrUnexpectedEOF)
 }
 
 // parseStanding takes a line apart from its end, where nothing has spaces.
@@ -130,9 +132,6 @@ func parseStanding(line string) (repo string, s Standing, err error) {
 
 // Compare implements Comparer.
 func (p *sshPeer) Compare(ctx context.Context) (map[string]Standing, error) {
-	if err := p.identify(ctx); err != nil {
-		return nil, err
-	}
 	ctx, pulse := watch(ctx, p.stall)
 	defer pulse.stop()
 	asking, stop := context.WithCancel(ctx)
@@ -143,7 +142,7 @@ func (p *sshPeer) Compare(ctx context.Context) (map[string]Standing, error) {
 	}
 	stream := beating{raw, pulse}
 	stream.CloseWrite()
-	standings, readErr := ReadStandings(stream)
+	standings, hostname, readErr := ReadStandings(stream)
 	if readErr != nil && !errors.Is(readErr, io.ErrUnexpectedEOF) {
 		stop() // the rest of a stream that makes no sense is not waited for
 		stream.Wait()
@@ -152,7 +151,7 @@ func (p *sshPeer) Compare(ctx context.Context) (map[string]Standing, error) {
 	end := stream.Wait()
 	switch cause := context.Cause(ctx); {
 	case end == nil && readErr == nil:
-		return standings, nil
+		return standings, p.is(hostname)
 	case errors.Is(cause, errStalled):
 		return nil, fmt.Errorf("%w: %s: %w", ErrUnreachable, p.name, cause)
 	case cause != nil:

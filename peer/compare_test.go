@@ -20,9 +20,9 @@ func TestStandingsRoundTrip(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	WriteEnd(&stream, len(want))
-	got, err := ReadStandings(&stream)
-	if err != nil || !maps.Equal(got, want) {
+	WriteEnd(&stream, len(want), "sam")
+	got, hostname, err := ReadStandings(&stream)
+	if err != nil || hostname != "sam" || !maps.Equal(got, want) {
 		t.Errorf("got %v, %v; want %v", got, err, want)
 	}
 }
@@ -33,24 +33,25 @@ func TestStandingsRefused(t *testing.T) {
 		"nothing":        "",
 		"without END":    line,
 		"cut in END":     line + "END ",
-		"wrong count":    line + "END 2\n",
-		"twice":          line + line + "END 2\n",
-		"short digest":   line[1:] + "END 1\n",
-		"bad name":       strings.Repeat("0a", 32) + " - ../x\nEND 1\n",
-		"no reason":      "!  - ip1\nEND 1\n",
-		"login noise":    "Welcome!\nEND 0\n",
-		"over-long line": strings.Repeat("x", maxStanding+1) + "\nEND 0\n",
+		"nobody's":       line + "END 1\n",
+		"wrong count":    line + "END 2 sam\n",
+		"twice":          line + line + "END 2 sam\n",
+		"short digest":   line[1:] + "END 1 sam\n",
+		"bad name":       strings.Repeat("0a", 32) + " - ../x\nEND 1 sam\n",
+		"no reason":      "!  - ip1\nEND 1 sam\n",
+		"login noise":    "Welcome!\nEND 0 sam\n",
+		"over-long line": strings.Repeat("x", maxStanding+1) + "\nEND 0 sam\n",
 	} {
-		if got, err := ReadStandings(strings.NewReader(text)); err == nil {
+		if got, _, err := ReadStandings(strings.NewReader(text)); err == nil {
 			t.Errorf("%s: %v is accepted", name, got)
 		}
 	}
 }
 
 func FuzzStandings(f *testing.F) {
-	f.Add(strings.Repeat("0a", 32) + " refs/heads/main a/b\n! no such thing - ip1\nEND 2\n")
+	f.Add(strings.Repeat("0a", 32) + " refs/heads/main a/b\n! no such thing - ip1\nEND 2 sam\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		got, err := ReadStandings(strings.NewReader(text))
+		got, hostname, err := ReadStandings(strings.NewReader(text))
 		if err != nil {
 			return
 		}
@@ -58,8 +59,8 @@ func FuzzStandings(f *testing.F) {
 		for repo, s := range got {
 			WriteStanding(&stream, repo, s)
 		}
-		WriteEnd(&stream, len(got))
-		if again, err := ReadStandings(&stream); err != nil || !maps.Equal(got, again) {
+		WriteEnd(&stream, len(got), hostname)
+		if again, _, err := ReadStandings(&stream); err != nil || !maps.Equal(got, again) {
 			t.Fatalf("%q reads as %v, and written as %v, %v", text, got, again, err)
 		}
 	})

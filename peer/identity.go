@@ -17,26 +17,33 @@ type greeting struct {
 	Verbs    []string `json:"verbs"`
 }
 
+// maxGreeting bounds a greeting, in bytes.
+const maxGreeting = 1 << 20
+
 // greet asks the peer who it is. ok is false when it answers something else, as
 // foreign peers do; an error means that nothing was found out.
 func (p *sshPeer) greet(ctx context.Context) (g greeting, ok bool, err error) {
 	ctx, pulse := watch(ctx, p.stall)
 	defer pulse.stop()
-	raw, err := p.transport.Open(ctx, p.name, "info --json", io.Discard)
+	asking, stop := context.WithCancel(ctx)
+	defer stop()
+	raw, err := p.transport.Open(asking, p.name, "info --json", io.Discard)
 	if err != nil {
 		return g, false, err
 	}
 	stream := beating{raw, pulse}
 	stream.CloseWrite()
-	err = json.NewDecoder(io.LimitReader(stream, 1<<20)).Decode(&g)
-	io.Copy(io.Discard, io.LimitReader(stream, 1<<20))
+	err = json.NewDecoder(io.LimitReader(stream, maxGreeting)).Decode(&g)
+	if n, _ := io.CopyN(io.Discard, stream, maxGreeting); n == maxGreeting {
+		stop() // whoever has that much to say is something else
+	}
 	end := stream.Wait()
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errStalled):
 		return g, false, fmt.Errorf("%w: %w", ErrUnreachable, cause)
 	case cause != nil:
 		return g, false, cause
-	case errors.Is(end, ErrUnreachable):
+	case errors.Is(end, ErrUnreachable) && asking.Err() == nil:
 		return g, false, end
 	}
 	return g, err == nil, nil
@@ -56,11 +63,19 @@ func (p *sshPeer) identify(ctx context.Context) error {
 		return nil
 	}
 	g, ok, err := p.greet(ctx)
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("%s: %w", p.name, err)
-	case ok && g.Hostname != "" && g.Hostname != p.name:
-		return fmt.Errorf("%s: %w: the server that answers calls itself %.100q: correct HostName of %s in ssh_config, or hostname there", p.name, ErrUnreachable, g.Hostname, p.name)
+	}
+	if !ok || g.Hostname == "" {
+		g.Hostname = p.name // a foreign one has no name of its own
+	}
+	return p.is(g.Hostname)
+}
+
+// is checks the name that the server which answers calls itself by.
+func (p *sshPeer) is(hostname string) error {
+	if hostname != p.name {
+		return fmt.Errorf("%s: %w: the server that answers calls itself %.100q: correct HostName of %s in ssh_config, or hostname there", p.name, ErrUnreachable, hostname, p.name)
 	}
 	p.identities.found(p.name)
 	return nil

@@ -46,7 +46,7 @@ func TestIdentify(t *testing.T) {
 			t.Errorf("%q: asked %d times", text, s.asked)
 		}
 	}
-	s := &speaker{text: `{"hostname":"gollum"}`}
+	s := &speaker{text: "END 0 gollum\n"}
 	p := &sshPeer{name: "sam", stall: time.Minute, transport: s, identities: &identities{}}
 	if _, err := p.Compare(t.Context()); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("compared: %v", err)

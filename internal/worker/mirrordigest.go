@@ -50,7 +50,7 @@ func (c *command) mirrorDigest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := peer.WriteEnd(out, count); err != nil {
+	if err := peer.WriteEnd(out, count, c.server.Hostname); err != nil {
 		return err
 	}
 	if err := out.Flush(); err != nil {
