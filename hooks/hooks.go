@@ -5,11 +5,11 @@
 //	               destroy is kept first (package rescue)
 //	post-receive   on the master, writes one durable event to the inbox, wakes
 //	               the worker, tells the user, and waits for the peers that the
-//	               repository declares synchronous
+//	               repository declares synchronous; on every server, applies the
+//	               mirror map when that is what was pushed
 //
 // Both stand in the user's way, so they do little: one git process for the
-// repository's configuration, and the server's configuration only when the
-// repository is mirrored at all. An administrator's own hook that was there before
+// repository's configuration, and the server's configuration, a file. An administrator's own hook that was there before
 // (HOOK.next, see Install) runs after ours, in our place and with our untouched
 // standard input.
 package hooks
@@ -145,7 +145,8 @@ func (h *Hook) PostReceive(ctx context.Context) int {
 	status := 0
 	cfg, err := mirrorcfg.LoadRepo(ctx, filepath.Base(h.Dir), git.Repo{Dir: h.Dir})
 	if err == nil && cfg.Master == "" {
-		return h.next("post-receive")
+		status = h.unmirrored(ctx, cfg)
+		return max(h.next("post-receive"), status)
 	}
 	var server *mirrorcfg.Server
 	if err == nil {
@@ -162,6 +163,9 @@ func (h *Hook) PostReceive(ctx context.Context) int {
 		if err != nil { // the master is right to call its push a success
 			logError(server, "mirror push not recorded", err, "repository", cfg.Name)
 		}
+	}
+	if err == nil {
+		status = max(status, h.applyMap(ctx, server, cfg))
 	}
 	if next := h.next("post-receive"); next != 0 {
 		return next

@@ -98,6 +98,9 @@ func (p *MirrorPush) onlyOurHooks() bool {
 	if p.Config.HooksPath != "" {
 		return false
 	}
+	if p.Config.Name == p.Server.Map.Repository {
+		return false // post-receive applies the map, which is beyond us
+	}
 	dir := filepath.Join(p.Repo.Dir, "hooks")
 	files, err := os.ReadDir(dir)
 	if err != nil {

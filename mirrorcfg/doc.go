@@ -18,6 +18,10 @@
 // Anything in a list that begins with gitolite.mirror. is a key and is expanded
 // in place (Repo.Expand); anything else names a peer.
 //
+// For many repositories at once, and for many servers, one TOML file can say what
+// that config shall be (Map); what has to be changed for it is decided here
+// (PlanMap), and done by whoever asks.
+//
 // Names of repositories, hosts and users are the one thing that an attacker
 // controls everywhere, so their grammar (CleanRepo, CheckHost, CheckUser) is
 // narrow: it needs no quoting in a shell, on an ssh command line or in a path.

@@ -23,6 +23,7 @@ type Server struct {
 
 	Users  Users                 `toml:"users"`
 	Accept Accept                `toml:"accept"`
+	Map    MapConfig             `toml:"map"`
 	Queue  Queue                 `toml:"queue"`
 	Worker Worker                `toml:"worker"`
 	Guard  Guard                 `toml:"guard"`
@@ -46,6 +47,15 @@ type Users struct {
 type Accept struct {
 	Create []string `toml:"create"`
 	Delete []string `toml:"delete"`
+}
+
+// MapConfig says which repository has the mirror map of this server. It is the server's
+// own administrator who says so, and no key of a repository's git config: a push, or
+// a front end that writes such keys for people with fewer rights, could make
+// another map the one that decides.
+type MapConfig struct {
+	Repository string `toml:"repository"` // "": none, maps are applied by hand
+	File       string `toml:"file"`       // its path in HEAD's tree
 }
 
 // Queue says where the jobs table is: "" for SQLite in the state directory.
@@ -185,7 +195,7 @@ func Parse(file, text string) (*Server, error) {
 // knownKeys lists the keys of the table that an unknown key stands in.
 func knownKeys(key toml.Key) string {
 	tables := map[string]string{
-		"users": "authorize, exec", "accept": "create, delete", "queue": "url",
+		"users": "authorize, exec", "accept": "create, delete", "map": "repository, file", "queue": "url",
 		"worker": "jobs, jobs_per_peer, stall_timeout, retry_max",
 		"notify": "command, webhook, webhook_token_file, lag",
 		"guard":  "max_delete_percent, keep_rescued", "ssh": "listen", "http": "listen", "peer": "kind, url",
@@ -193,7 +203,7 @@ func knownKeys(key toml.Key) string {
 	if keys, ok := tables[key[0]]; ok && len(key) > 1 {
 		return keys
 	}
-	return "hostname, repo_base, state_dir, and the tables users, accept, queue, worker, guard, notify, ssh, http, peer"
+	return "hostname, repo_base, state_dir, and the tables users, accept, map, queue, worker, guard, notify, ssh, http, peer"
 }
 
 // check makes paths absolute and refuses impossible values.
@@ -214,7 +224,7 @@ func (s *Server) check() error {
 		}
 		*dir = abs
 	}
-	return errors.Join(s.checkCommands(), s.checkGlobs(), s.checkWorker(), s.checkURLs(), s.checkNotify(), s.checkPeers())
+	return errors.Join(s.checkCommands(), s.checkGlobs(), s.checkMap(), s.checkWorker(), s.checkURLs(), s.checkNotify(), s.checkPeers())
 }
 
 func (s *Server) checkCommands() error {
@@ -233,6 +243,31 @@ func (s *Server) checkGlobs() error {
 				return fmt.Errorf("%s: %w", key, err)
 			}
 		}
+	}
+	return nil
+}
+
+// defaultMapFile is the name of the map in its repository.
+const defaultMapFile = "mirror.toml"
+
+func (s *Server) checkMap() error {
+	m := &s.Map
+	if m.Repository == "" {
+		if m.File != "" {
+			return errors.New("map.file is set, and map.repository is not: set both, or neither")
+		}
+		return nil
+	}
+	name, err := CleanRepo(m.Repository)
+	if err != nil {
+		return fmt.Errorf("map.repository: %w", err)
+	}
+	m.Repository = name
+	if m.File == "" {
+		m.File = defaultMapFile
+	}
+	if !fs.ValidPath(m.File) || !strings.HasSuffix(m.File, ".toml") {
+		return fmt.Errorf("map.file = %q: write the path of a .toml file in the repository, such as %q", m.File, defaultMapFile)
 	}
 	return nil
 }

@@ -7,9 +7,12 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"mirror-shell/internal/sendpack"
 )
 
 // Options are the settings of Connections. The zero value of each field stands
@@ -18,6 +21,10 @@ type Options struct {
 	// ChannelsPerHost is how many commands run on one peer at a time; 4. More
 	// wait. jobs_per_peer and one or two for questions is a good number.
 	ChannelsPerHost int
+	// PushesPerHost is how many of them may be pushes; all but one. Whoever pushes asks
+	// the peer something now and then while the push waits (HEAD, mirror-known): with nothing but
+	// pushes under way, each would wait for another one to end.
+	PushesPerHost int
 	// IdleTimeout is how long a connection is kept that nobody uses; 60 s.
 	IdleTimeout time.Duration
 	// KeepAlive is how long a peer may be silent before it is asked for a sign
@@ -70,6 +77,7 @@ var errClosed = errors.New("the connections were closed")
 // called.
 func NewConnections(opt Options) *Connections {
 	orDefault(&opt.ChannelsPerHost, 4)
+	orDefault(&opt.PushesPerHost, max(1, opt.ChannelsPerHost-1))
 	orDefault(&opt.IdleTimeout, 60*time.Second)
 	orDefault(&opt.KeepAlive, 15*time.Second)
 	orDefault(&opt.DialTimeout, 30*time.Second)
@@ -154,7 +162,7 @@ func (c *Connections) host(name string) (*keptHost, error) {
 	}
 	h := c.hosts[name]
 	if h == nil {
-		h = &keptHost{Connections: c, name: name, changed: make(chan struct{})}
+		h = &keptHost{Connections: c, name: name, changed: make(chan struct{}), pushes: make(chan struct{}, c.opt.PushesPerHost)}
 		c.hosts[name] = h
 	}
 	return h, nil
@@ -164,6 +172,8 @@ func (c *Connections) host(name string) (*keptHost, error) {
 type keptHost struct {
 	*Connections
 	name string
+
+	pushes chan struct{} // has one for each push under way
 
 	mu      sync.Mutex
 	lanes   []*lane       // that take new commands, oldest first
@@ -216,8 +226,39 @@ type dialing struct {
 // a limit that is learned.
 const maxTries = 100
 
-// open starts a command on a connection that is there or on a new one.
+// open starts a command, a push when its turn has come.
 func (h *keptHost) open(ctx context.Context, command string, stderr io.Writer) (Stream, error) {
+	verb, _, _ := strings.Cut(command, " ")
+	if verb != "git-receive-pack" && verb != sendpack.QuickVerb {
+		return h.start(ctx, command, stderr)
+	}
+	select {
+	case h.pushes <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	done := sync.OnceFunc(func() { <-h.pushes })
+	stream, err := h.start(ctx, command, stderr)
+	if err != nil {
+		done()
+		return nil, err
+	}
+	return &pushStream{stream, done}, nil
+}
+
+// pushStream makes room for the next push when it has ended.
+type pushStream struct {
+	Stream
+	done func()
+}
+
+func (p *pushStream) Wait() error {
+	defer p.done()
+	return p.Stream.Wait()
+}
+
+// start starts a command on a connection that is there or on a new one.
+func (h *keptHost) start(ctx context.Context, command string, stderr io.Writer) (Stream, error) {
 	h.notice()
 	fresh := false // only a new connection will do
 	for range maxTries {

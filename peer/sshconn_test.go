@@ -1200,3 +1200,50 @@ func TestSocketsDirectoryIsShort(t *testing.T) {
 		t.Errorf("%v", left)
 	}
 }
+
+// While pushes have taken all that they may, questions are still answered: each
+// push may need one before it can end.
+func TestPushesLeaveRoom(t *testing.T) {
+	s := newSSHD(t, "")
+	s.config(t, "")
+	repo := t.TempDir() + "/r.git"
+	if out, err := exec.Command("git", "init", "-q", "--bare", repo).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	c := keep(t, s, Options{ChannelsPerHost: 3, PushesPerHost: 2})
+	push := func(ctx context.Context) (Stream, error) {
+		return c.Open(ctx, "frodo", "git-receive-pack '"+repo+"'", io.Discard)
+	}
+	end := func(p Stream) {
+		t.Helper()
+		io.WriteString(p, "0000")
+		p.CloseWrite()
+		io.Copy(io.Discard, p)
+		if err := p.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	one, err := push(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := push(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	soon, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := push(soon); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a third push: %v", err)
+	}
+	if got := say(t, c, "echo answer"); got != "answer" {
+		t.Errorf("a question: %q", got)
+	}
+	end(one)
+	three, err := push(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	end(two)
+	end(three)
+}

@@ -30,6 +30,7 @@ type Grammar struct {
 	RemoveUser   NameCmd        `cmd:"" help:"Remove a user's keys, or one of them (alice@laptop)."`
 	ListKeys     ListKeysCmd    `cmd:"" help:"List the keys of peers and users."`
 	InstallHooks HooksCmd       `cmd:"" help:"Put the hooks into repositories; existing hooks are kept and go on running."`
+	Apply        ApplyCmd       `cmd:"" help:"Make the git config of the repositories what a mirror map says."`
 	Approve      ApproveCmd     `cmd:"" help:"Let a held sync through, once: make the peer like this server, whatever it loses by that."`
 	Pause        PeerArgCmd     `cmd:"" help:"Stop pushing to a peer; what arrives meanwhile is kept."`
 	Resume       PeerArgCmd     `cmd:"" help:"Push to a paused peer again."`

@@ -287,7 +287,7 @@ func (p *Program) fetchRescued(ctx context.Context, cfg *mirrorcfg.Repo, repo gi
 		return rescue.Entry{}, fmt.Errorf("ask %s what it has rescued: %w", from, err)
 	}
 	var entries []rescue.Entry
-	if err := json.Unmarshal(reply.Bytes(), &entries); err != nil {
+	if err := json.Unmarshal(reply.text.Bytes(), &entries); err != nil {
 		return rescue.Entry{}, fmt.Errorf("what %s says it has rescued: %w", from, err)
 	}
 	e, ok := rescue.Pick(entries, p.Rescued.Restore)
@@ -300,14 +300,15 @@ func (p *Program) fetchRescued(ctx context.Context, cfg *mirrorcfg.Repo, repo gi
 	return e, repo.FetchObject(ctx, from+":"+cfg.Name, e.OID, p.Stderr)
 }
 
-// limited is a buffer that does not grow without end.
-type limited struct{ bytes.Buffer }
+// limited is a buffer that does not grow without end. It does not embed one: io.Copy
+// would find its ReadFrom, and never call Write.
+type limited struct{ text bytes.Buffer }
 
 func (l *limited) Write(data []byte) (int, error) {
-	if l.Len()+len(data) > maxRescuedReply {
+	if l.text.Len()+len(data) > maxRescuedReply {
 		return 0, fmt.Errorf("more than %d bytes", maxRescuedReply)
 	}
-	return l.Buffer.Write(data)
+	return l.text.Write(data)
 }
 
 // plainWord needs no quotes in a shell.

@@ -222,8 +222,9 @@ func forgetRefs(dir string) error {
 // newPeers returns the peers, over connections that are kept, and what has to be
 // called when they are not needed any more.
 func (c *command) newPeers() (*peer.Peers, func()) {
+	pushes := min(c.server.Worker.JobsPerPeer, maxChannels-questions)
 	connections := peer.NewConnections(peer.Options{
-		ChannelsPerHost: min(c.server.Worker.JobsPerPeer, maxChannels), ControlDir: c.server.StateDir,
+		ChannelsPerHost: pushes + questions, PushesPerHost: pushes, ControlDir: c.server.StateDir,
 		DialTimeout: min(maxDial, time.Duration(c.server.Worker.StallTimeout)),
 	})
 	return &peer.Peers{Server: c.server, Transport: connections}, connections.Close
@@ -233,8 +234,12 @@ func (c *command) newPeers() (*peer.Peers, func()) {
 // time longer than theirs would outlive them.
 const maxDial = 30 * time.Second
 
-// maxChannels leaves room below stock sshd's MaxSessions, which is 10.
-const maxChannels = 8
+// maxChannels leaves room below stock sshd's MaxSessions, which is 10. Of them some are
+// kept free of pushes, for what is asked meanwhile.
+const (
+	maxChannels = 8
+	questions   = 2
+)
 
 // fileLog logs to the file in the state directory, or nowhere when it cannot be
 // opened: the caller has more to do than to log.
