@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -21,6 +22,7 @@ import (
 type packs struct {
 	mu      sync.Mutex
 	open    map[packKey]*sharedPack
+	max     int64     // of a file, in bytes; 0: maxPack
 	without time.Time // until then packs are made without a file, as one could not be written
 }
 
@@ -94,7 +96,7 @@ func (p *packs) join(dir string, key packKey, write func(context.Context, io.Wri
 		return nil, errors.Join(err, file.Close())
 	}
 	ctx, cancel := context.WithCancel(context.Background()) // no reader's: it ends when the last has left
-	pack := &sharedPack{file: file, cancel: cancel, readers: 1, grown: make(chan struct{})}
+	pack := &sharedPack{file: file, max: cmp.Or(p.max, maxPack), cancel: cancel, readers: 1, grown: make(chan struct{})}
 	if p.open == nil {
 		p.open = map[packKey]*sharedPack{}
 	}
@@ -142,6 +144,7 @@ func (p *packs) remove(key packKey, pack *sharedPack) {
 // sharedPack is a pack that is being made, or was.
 type sharedPack struct {
 	file    *os.File
+	max     int64
 	cancel  context.CancelFunc
 	readers int // guarded by packs.mu
 
@@ -156,7 +159,7 @@ type sharedPack struct {
 // Write implements io.Writer for git.
 func (s *sharedPack) Write(b []byte) (int, error) {
 	n, err := 0, error(errNoRoom)
-	if s.size+int64(len(b)) <= maxPack { // nobody else changes size
+	if s.size+int64(len(b)) <= s.max { // nobody else changes size
 		n, err = s.file.Write(b)
 	}
 	s.mu.Lock()

@@ -179,11 +179,17 @@ func TestDamagedInUse(t *testing.T) {
 			filled(t, dir)
 			var l losses
 			var compared atomic.Int64
+			looked := make(chan struct{}) // closed when the test has seen the mark
 			b := newBenchOn(t, open(t, dir, func(o *Options) { o.OnLoss = l.told }), succeed)
 			b.Poll = 100 * time.Millisecond
 			b.Rebuild = func(ctx context.Context) error {
 				if compared.Add(1) == 1 {
 					return errors.New("not all of it")
+				}
+				select {
+				case <-looked:
+				case <-ctx.Done():
+					return ctx.Err()
 				}
 				loss, standing, err := LostTable(dir)
 				if err != nil || !standing {
@@ -220,6 +226,7 @@ func TestDamagedInUse(t *testing.T) {
 				b.until("the worker has noticed", func() bool { return compared.Load() > 0 })
 				checkLoss(t, dir, d.kept || d.name == "empty", l.all())
 			}
+			close(looked)
 			for i := range 5 {
 				b.untilState(Key{fmt.Sprint("r", i), "sam"}, StateOK)
 				b.untilState(Key{fmt.Sprint("r", i), "gollum"}, StateOK)
