@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"mirror-shell/internal/digest"
+	"mirror-shell/internal/durable"
 	"mirror-shell/internal/refset"
 	"mirror-shell/mirrorcfg"
 )
@@ -136,31 +137,14 @@ func removeIfThere(file string) error {
 	return nil
 }
 
-// writeDurably replaces a file by value as JSON.
+// writeDurably replaces a file by value as JSON. The lock of (repository, peer) is held.
 func writeDurably(file string, value any) error {
 	data, err := json.Marshal(value)
 	if err != nil {
 		return err
 	}
-	dir := filepath.Dir(file)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MakeDirs(filepath.Dir(file)); err != nil {
 		return err
 	}
-	temp, err := os.CreateTemp(dir, ".held-") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = temp.Write(append(data, '\n'))
-	err = errors.Join(err, temp.Sync(), temp.Close())
-	if err == nil {
-		err = os.Rename(temp.Name(), file)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(temp.Name()))
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.Replace(file, append(data, '\n'))
 }

@@ -9,7 +9,9 @@ import (
 	"strconv"
 	"strings"
 
+	"mirror-shell/internal/digest"
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -18,6 +20,7 @@ type Standing struct {
 	Digest string // of its mirrored refs, 64 hex digits; "" when Reason is set
 	Head   string // what HEAD points to; "" when it is detached or missing
 	Reason string // why the repository could not be read there
+	NoHead bool   // HEAD cannot be seen there
 }
 
 // Comparer is a peer that can tell how all our repositories stand with it in
@@ -27,6 +30,44 @@ type Comparer interface {
 	// to be the master of, by name. The error wraps ErrForeign when the peer
 	// cannot do that, ErrUnreachable when it cannot be reached.
 	Compare(ctx context.Context) (map[string]Standing, error)
+}
+
+// Looker is a peer that shows the refs of one copy without changing anything: how
+// those are compared that are no Comparer.
+type Looker interface {
+	// Look returns the standing of the copy, of which HEAD is not known. Errors
+	// are those of Sync.
+	Look(ctx context.Context, cfg *mirrorcfg.Repo) (Standing, error)
+}
+
+// Look asks a peer how one copy stands there; see Looker. A peer of a kind that
+// cannot tell is ErrForeign.
+func (p *Peers) Look(ctx context.Context, name string, cfg *mirrorcfg.Repo) (Standing, error) {
+	opened, err := p.Open(name)
+	if err != nil {
+		return Standing{}, err
+	}
+	if l, ok := opened.(Looker); ok {
+		return l.Look(ctx, cfg)
+	}
+	return Standing{}, fmt.Errorf("%s: %w", name, ErrForeign)
+}
+
+// Look implements Looker: it begins a push, and pushes nothing.
+func (p *sshPeer) Look(ctx context.Context, cfg *mirrorcfg.Repo) (Standing, error) {
+	ctx, pulse := watch(ctx, p.stall)
+	defer pulse.stop()
+	r := &syncRun{sshPeer: p, src: Source{Config: cfg}, say: io.Discard, pulse: pulse}
+	conn, err := r.receivePack(ctx)
+	if err != nil {
+		return Standing{}, r.explain(ctx, err)
+	}
+	defer conn.cancel()
+	_ = sendpack.End(conn) // when it fails, how the far side ends says more
+	if err := r.ended(conn, nil); err != nil {
+		return Standing{}, r.explain(ctx, err)
+	}
+	return Standing{Digest: digest.Of(r.theirs), NoHead: true}, nil
 }
 
 // ErrForeign: the peer does not have the verb that was sent.

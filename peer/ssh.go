@@ -150,19 +150,11 @@ type attempt struct {
 
 // push is one connection.
 func (r *syncRun) push(ctx context.Context, how attempt) error {
-	if err := r.identify(ctx); err != nil {
-		return err
-	}
-	conn, err := r.open(ctx, "git-receive-pack '"+r.src.Config.Name+"'", r.say)
+	conn, err := r.receivePack(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.cancel()
-	adv, err := sendpack.ReadAdvertisement(conn)
-	if err != nil {
-		return r.ended(conn, err)
-	}
-	r.adv, r.format, r.shown, r.theirs = adv, adv.ObjectFormat, adv.Refs, maps.Clone(r.src.Config.MirroredRefs(adv.Refs))
 	local := r.pulse.pause() // the peer has nothing to say while we think
 	todo, err := r.plan(ctx, how.skip)
 	var have []string
@@ -184,6 +176,24 @@ func (r *syncRun) push(ctx context.Context, how attempt) error {
 		return also(err, r.ended(conn, nil), r.leftovers(todo), r.confirm(nil))
 	}
 	return also(r.send(ctx, conn, todo, have), r.leftovers(todo))
+}
+
+// receivePack begins a push: the peer shows its refs.
+func (r *syncRun) receivePack(ctx context.Context) (*conn, error) {
+	if err := r.identify(ctx); err != nil {
+		return nil, err
+	}
+	conn, err := r.open(ctx, "git-receive-pack '"+r.src.Config.Name+"'", r.say)
+	if err != nil {
+		return nil, err
+	}
+	adv, err := sendpack.ReadAdvertisement(conn)
+	if err != nil {
+		defer conn.cancel()
+		return nil, r.ended(conn, err)
+	}
+	r.adv, r.format, r.shown, r.theirs = adv, adv.ObjectFormat, adv.Refs, maps.Clone(r.src.Config.MirroredRefs(adv.Refs))
+	return conn, nil
 }
 
 // conn is one command on the peer.

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/crypto/ssh"
+
+	"mirror-shell/internal/durable"
 )
 
 // HostKey reads the server's host key and makes it (ed25519, 0600) when there is
@@ -42,7 +44,7 @@ func makeHostKey(file string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+	if err := durable.MakeDirs(filepath.Dir(file)); err != nil {
 		return err
 	}
 	temp, err := os.CreateTemp(filepath.Dir(file), ".hostkey-")
@@ -58,10 +60,5 @@ func makeHostKey(file string) error {
 		return err
 	}
 	// A power cut must not bring another key: every client would refuse it.
-	dir, err := os.Open(filepath.Dir(file))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return durable.SyncDir(filepath.Dir(file))
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+
+	"mirror-shell/internal/durable"
 )
 
 // keyLockWait bounds the wait for another edit; an edit takes milliseconds.
@@ -106,7 +108,7 @@ func makeKeyDir(dir string) error {
 	if err := giveKeysTo(dir, home); err != nil {
 		return err
 	}
-	return syncKeyDir(home)
+	return durable.SyncDir(home)
 }
 
 // lockKeys takes the lock of target. The lock file stays: unlinking it would let
@@ -164,7 +166,7 @@ func replaceKeys(target string, data []byte) error {
 	if err := os.Rename(f.Name(), target); err != nil {
 		return fmt.Errorf("%w; the old file is unchanged", err)
 	}
-	return syncKeyDir(filepath.Dir(target))
+	return durable.SyncDir(filepath.Dir(target))
 }
 
 // giveKeysTo gives path the owner and group of model when root is at work in
@@ -184,13 +186,4 @@ func giveKeysTo(path, model string) error {
 		return nil
 	}
 	return os.Lchown(path, int(want.Uid), int(want.Gid))
-}
-
-// syncKeyDir makes a rename or mkdir in dir durable.
-func syncKeyDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"mirror-shell/internal/durable"
 )
 
 // Lack says that a peer has gone without something for longer than is normal.
@@ -141,7 +143,7 @@ func writeLacks(dir, key string, lacks []Lack) error {
 	}
 	data, err := json.Marshal(lacks)
 	if err == nil {
-		err = makeDirs(dir)
+		err = durable.MakeDirs(dir)
 	}
 	if err != nil {
 		return err
@@ -157,22 +159,4 @@ func writeLacks(dir, key string, lacks []Lack) error {
 
 func (l Lack) equal(o Lack) bool {
 	return l.Repository == o.Repository && l.Peer == o.Peer && l.Why == o.Why && l.Since.Equal(o.Since)
-}
-
-// Replace makes data the content of a file of mode 0600 such that a reader, also
-// one after a power cut, finds the old content or the new. One process at a time may replace the same file.
-func Replace(path string, data []byte) error {
-	dir, name := filepath.Split(path)
-	temp := filepath.Join(dir, "."+name+".tmp")
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) { // of somebody who was killed
-		return err
-	}
-	if err := writeSynced(temp, data); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		os.Remove(temp)
-		return err
-	}
-	return syncDir(filepath.Clean(dir))
 }

@@ -55,6 +55,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"mirror-shell/internal/durable"
 )
 
 // Inbox is the event directory of one state_dir. Its methods may be called by any
@@ -102,10 +104,10 @@ func put(dir string, data []byte) (id string, err error) {
 	id = fmt.Sprintf("%08x", rand.Uint32())
 	stem := fmt.Sprintf("%019d-%s", max(time.Now().UnixNano(), 0), id)
 	temp := filepath.Join(dir, "."+stem+".tmp")
-	err = writeSynced(temp, data)
+	err = durable.Create(temp, data)
 	if errors.Is(err, fs.ErrNotExist) { // the first push ever: make the directories only when they are missing
-		if err = makeDirs(dir); err == nil {
-			err = writeSynced(temp, data)
+		if err = durable.MakeDirs(dir); err == nil {
+			err = durable.Create(temp, data)
 		}
 	}
 	if err != nil {
@@ -115,7 +117,7 @@ func put(dir string, data []byte) (id string, err error) {
 		os.Remove(temp)
 		return "", err
 	}
-	return id, syncDir(dir)
+	return id, durable.SyncDir(dir)
 }
 
 // List returns the names of the events that have not been committed, oldest first: those that wait
@@ -177,52 +179,4 @@ func listFiles(dir string) ([]string, error) {
 		}
 	}
 	return names, nil
-}
-
-// writeSynced creates path, which must not exist, with data in it and on the disk. It
-// leaves nothing behind on failure.
-func writeSynced(path string, data []byte) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			os.Remove(path)
-		}
-	}()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-// makeDirs is os.MkdirAll with mode 0700 that also makes each new directory's
-// name durable: an fsynced file in a directory that a power cut forgets is lost.
-func makeDirs(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	switch {
-	case err == nil:
-		return syncDir(filepath.Dir(dir))
-	case errors.Is(err, fs.ErrExist):
-		return nil // a file of that name fails where it is used as a directory
-	case errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir:
-		if err := makeDirs(filepath.Dir(dir)); err != nil {
-			return err
-		}
-		return makeDirs(dir)
-	}
-	return err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"mirror-shell/internal/durable"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -183,7 +185,7 @@ func TestRetriedTakeIsBounded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := makeDirs(b.takenDir()); err != nil {
+		if err := durable.MakeDirs(b.takenDir()); err != nil {
 			t.Fatal(err)
 		}
 		name := fmt.Sprintf("%019d-%08x.json", 1, rand.Uint32())

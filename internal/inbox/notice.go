@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"mirror-shell/internal/durable"
 )
 
 // Notice is something that a light program found out and that a person is to be
@@ -144,7 +146,7 @@ func readNotice(path string) (Notice, error) {
 
 func setNoticeAside(dir, name string, cause error) error {
 	bad := filepath.Join(dir, "bad")
-	err := makeDirs(bad)
+	err := durable.MakeDirs(bad)
 	if err == nil {
 		err = os.Rename(filepath.Join(dir, name), filepath.Join(bad, name))
 	}

@@ -169,21 +169,3 @@ func TestLackText(t *testing.T) {
 		}
 	}
 }
-
-func TestReplace(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x")
-	if err := os.WriteFile(filepath.Join(filepath.Dir(path), ".x.tmp"), []byte("of a killed process"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, text := range []string{"one", "", "two"} {
-		if err := Replace(path, []byte(text)); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := os.ReadFile(path); string(got) != text || err != nil {
-			t.Errorf("%q, %v", got, err)
-		}
-	}
-	if err := Replace(filepath.Join(path, "below a file"), nil); err == nil {
-		t.Error("no error")
-	}
-}

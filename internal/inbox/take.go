@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"mirror-shell/internal/durable"
 )
 
 // batch bounds one Take, and with it the size of one database transaction.
@@ -66,7 +68,7 @@ func (b *Inbox) claim() ([]string, error) {
 	if err != nil || len(waiting) == 0 || len(ours) == batch {
 		return ours, err
 	}
-	if err := makeDirs(b.takenDir()); err != nil {
+	if err := durable.MakeDirs(b.takenDir()); err != nil {
 		return ours, fmt.Errorf("take events: %w", err)
 	}
 	var errs []error
@@ -167,7 +169,7 @@ func readLetter(path string, most int) (id string, data []byte, err error) {
 // setAside moves a file that is not an event from taken/ to bad/ and returns the report.
 func (b *Inbox) setAside(name string, cause error) error {
 	bad := filepath.Join(b.badDir(), name)
-	err := makeDirs(b.badDir())
+	err := durable.MakeDirs(b.badDir())
 	if err == nil {
 		err = os.Rename(filepath.Join(b.takenDir(), name), bad)
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"mirror-shell/internal/durable"
 )
 
 // ErrNoWorker is wrapped by Wake's error when nobody listens.
@@ -83,7 +85,7 @@ type Waker struct {
 // Listen creates state_dir/worker.sock with mode 0600, in place of any that is there. Only the
 // holder of the worker lock may call it. Close must be called in the end.
 func Listen(stateDir string) (*Waker, error) {
-	if err := makeDirs(stateDir); err != nil {
+	if err := durable.MakeDirs(stateDir); err != nil {
 		return nil, fmt.Errorf("listen for hooks: %w", err)
 	}
 	removeAbandonedSockets(stateDir)

@@ -13,7 +13,7 @@ import (
 
 	"github.com/gofrs/flock"
 
-	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/durable"
 	"mirror-shell/internal/queue"
 )
 
@@ -144,7 +144,7 @@ func (n *Notifier) save(b *book) error {
 		if data, err = json.Marshal(b); err == nil {
 			data = append(data, '\n')
 			if old, readErr := os.ReadFile(path); readErr != nil || string(old) != string(data) {
-				err = inbox.Replace(path, data)
+				err = durable.Replace(path, data)
 			}
 		}
 	}

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/durable"
 )
 
 // Who lives is told by state_dir/node: see "Deaths" in the package comment.
@@ -43,7 +43,7 @@ func identify(ctx context.Context, stateDir string) (string, error) {
 				return err
 			}
 			id = fmt.Appendf(nil, "%016x\n", rand.Uint64())
-			return inbox.Replace(nodePath(stateDir), id)
+			return durable.Replace(nodePath(stateDir), id)
 		})
 	}
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"slices"
 	"time"
 
-	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/durable"
 )
 
 // Loss says that tables were lost, and that not everything that could have been in them has been found again.
@@ -60,7 +60,7 @@ func Rebuilt(ctx context.Context, stateDir string, l Loss) error {
 func mark(stateDir, reason string) error {
 	data, err := json.Marshal(Loss{ID: fmt.Sprintf("%016x", rand.Uint64()), Time: time.Now().UTC(), Reason: oneLine(reason)})
 	if err == nil {
-		err = inbox.Replace(lossPath(stateDir), append(data, '\n'))
+		err = durable.Replace(lossPath(stateDir), append(data, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("note that jobs were lost: %w", err)
@@ -193,7 +193,7 @@ func (tx *tx) keepPauses(ctx context.Context) error {
 	}
 	data, err := json.Marshal(names)
 	if err == nil {
-		err = inbox.Replace(pausesPath(tx.q.stateDir), append(data, '\n'))
+		err = durable.Replace(pausesPath(tx.q.stateDir), append(data, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("remember pauses: %w", err)

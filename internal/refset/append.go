@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"mirror-shell/internal/durable"
 )
 
 // Sending records, before a push, the values it is going to set (zero: a ref it will delete). It
@@ -43,7 +45,7 @@ func (l *Log) record(mark byte, entries []Entry) error {
 	return l.recordAs(mark, entries, mark == sending)
 }
 
-func (l *Log) recordAs(mark byte, entries []Entry, durable bool) error {
+func (l *Log) recordAs(mark byte, entries []Entry, sync bool) error {
 	if len(entries) == 0 {
 		return nil
 	}
@@ -51,7 +53,7 @@ func (l *Log) recordAs(mark byte, entries []Entry, durable bool) error {
 	if err != nil {
 		return err
 	}
-	if err := l.append(text, durable); err != nil {
+	if err := l.append(text, sync); err != nil {
 		return fmt.Errorf("record refs of peer: %w", err)
 	}
 	for _, e := range news {
@@ -84,10 +86,10 @@ func (l *Log) news(mark byte, entries []Entry) (news []Entry, text string, err e
 	return news, b.String(), nil
 }
 
-// append adds whole lines, or nothing. With durable it syncs even where there is
+// append adds whole lines, or nothing. With sync it syncs even where there is
 // no text: lines read at Open, or confirmed since, may not be on disk yet.
-func (l *Log) append(text string, durable bool) error {
-	if text == "" && (!durable || l.lines == 0) {
+func (l *Log) append(text string, sync bool) error {
+	if text == "" && (!sync || l.lines == 0) {
 		return nil
 	}
 	if err := l.openForWriting(); err != nil {
@@ -97,7 +99,7 @@ func (l *Log) append(text string, durable bool) error {
 		l.undo()
 		return err
 	}
-	if durable {
+	if sync {
 		// After a failed sync the kernel may call the next one a success although the
 		// data is gone: so take the lines back and write them again next time.
 		if err := l.sync(); err != nil {
@@ -112,7 +114,7 @@ func (l *Log) append(text string, durable bool) error {
 // openForWriting makes the file ready for an append at l.size.
 func (l *Log) openForWriting() error {
 	if l.f == nil {
-		if err := makeDirs(filepath.Dir(l.path)); err != nil {
+		if err := durable.MakeDirs(filepath.Dir(l.path)); err != nil {
 			return err
 		}
 		f, err := os.OpenFile(l.path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -159,7 +161,7 @@ func (l *Log) sync() error {
 		return err
 	}
 	if !l.dirSynced {
-		if err := syncDir(filepath.Dir(l.path)); err != nil {
+		if err := durable.SyncDir(filepath.Dir(l.path)); err != nil {
 			return err
 		}
 		l.dirSynced = true
@@ -220,7 +222,7 @@ func (l *Log) compact(live int) error {
 	// Until the directory is synced a power cut may bring the old file back, and what
 	// is appended to the new one would be lost: the next Sending tries again.
 	l.dirSynced = false
-	if err := syncDir(filepath.Dir(l.path)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(l.path)); err != nil {
 		return errors.Join(err, old.Close())
 	}
 	l.dirSynced = true
@@ -249,29 +251,4 @@ func (l *Log) writeCompact(path string) (size int64, err error) {
 		}
 	}
 	return size, errors.Join(w.Flush(), f.Sync(), f.Close())
-}
-
-// makeDirs creates dir, mode 0700, and what is missing above it, durably.
-func makeDirs(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	switch {
-	case err == nil:
-		return syncDir(filepath.Dir(dir))
-	case errors.Is(err, fs.ErrExist):
-		return nil
-	case errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir:
-		if err := makeDirs(filepath.Dir(dir)); err != nil {
-			return err
-		}
-		return makeDirs(dir)
-	}
-	return err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

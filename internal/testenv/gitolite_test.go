@@ -58,3 +58,60 @@ func TestGitolite(t *testing.T) {
 		t.Errorf("frodo greets gl-sam: %s", r)
 	}
 }
+
+// A copy of gitolite's is pushed to, looked at and asked for what only it has,
+// although no mirror-shell is there; and its refusal is shown as what it is.
+func TestGitoliteAsCopy(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t, "frodo")
+	alice, frodo := env.AddUser(t, "alice"), env.Server(t, "frodo")
+	gl := env.Gitolites(t, "gl-sam")[0]
+	gl.AddPeer(t, frodo)
+	env.CreateRepo(t, "ip1", map[string]string{"master": "frodo", "slaves": "gl-sam"}, "frodo")
+	gl.AddConf(t, "\nrepo ip1\n    RW+ = alice\n    option mirror.master = elsewhere\n    option mirror.copies = gl-sam\n")
+	work := alice.Dir + "/work"
+	alice.Git(t, alice.Dir, "init", "-q", work)
+	push := func(message string) string {
+		t.Helper()
+		alice.Git(t, work, "commit", "-q", "--allow-empty", "-m", message)
+		alice.Git(t, work, "push", "-q", "frodo:ip1", "HEAD:refs/heads/main")
+		return strings.TrimSpace(alice.Git(t, work, "rev-parse", "HEAD"))
+	}
+	arrives := func(oid string) {
+		t.Helper()
+		if !testenv.Poll(func() bool { return gl.Host().Refs(t, "ip1")["refs/heads/main"] == oid }) {
+			t.Fatalf("gl-sam does not get %s:\n%s", oid, frodo.MustRun(t, "mirror-shell", "status", "ip1"))
+		}
+	}
+	shows := func(want string) {
+		t.Helper()
+		got := ""
+		if !testenv.Poll(func() bool {
+			got = frodo.MustRun(t, "mirror-shell", "status", "ip1")
+			return strings.Contains(got, want)
+		}) {
+			t.Fatalf("status is\n%swithout %q", got, want)
+		}
+	}
+	frodo.Serve(t)
+	defer frodo.StopServe(t)
+
+	one := push("one")
+	shows("'frodo' is not the master for 'ip1'")
+	gl.AddConf(t, "\nrepo ip1\n    option mirror.master = frodo\n")
+	arrives(one)
+	shows("(HEAD was not sent: gl-sam does not take it)")
+	if out := frodo.MustRun(t, "mirror-shell", "sync", "ip1"); !strings.HasPrefix(out, "1 copies compared: 1 equal, 0 pushed, 0 failures") {
+		t.Errorf("sync says %q", out)
+	}
+
+	// A commit that was made there is fetched before it is overwritten.
+	host := gl.Host()
+	only := strings.TrimSpace(host.Git(t, "ip1", "commit-tree", "-p", one, "-m", "only here", one+"^{tree}"))
+	host.Git(t, "ip1", "update-ref", "refs/heads/main", only)
+	arrives(push("two"))
+	shows(" ok ")
+	if out := frodo.MustRun(t, "mirror-shell", "rescued", "ip1"); !strings.Contains(out, "gl-sam/") || !strings.Contains(out, "only here") {
+		t.Errorf("rescued: %s", out)
+	}
+}

@@ -24,7 +24,9 @@ type syncSummary struct {
 	Compared int         `json:"compared"` // copies looked at
 	Equal    int         `json:"equal"`    // of them equal without a push
 	Pushed   int         `json:"pushed"`   // equal after one
-	Failures []syncEntry `json:"failures"`
+	Failed   int         `json:"failed"`   // not equal in the end, and not held
+	Held     int         `json:"held"`     // waiting for a person
+	Failures []syncEntry `json:"failures"` // one for each of the two
 	Seconds  float64     `json:"seconds"`
 }
 
@@ -186,13 +188,53 @@ func (r *syncRun) comparePeer(ctx context.Context, name string, copies []replica
 	standings, err := r.peers.Compare(ctx, name)
 	switch {
 	case errors.Is(err, peer.ErrForeign):
-		return copies, nil // it shows its refs when a push begins
+		return r.compareForeign(ctx, name, copies)
 	case errors.Is(err, peer.ErrUnreachable) || ctx.Err() != nil:
 		return nil, err
 	case err != nil:
 		return copies, err
 	}
-	var different []replica
+	return r.judge(ctx, copies, standings)
+}
+
+// compareForeign looks at the copies one by one, some at a time: a peer that is
+// no server of ours shows the refs of one repository when a push begins.
+func (r *syncRun) compareForeign(ctx context.Context, name string, copies []replica) ([]replica, error) {
+	standings := make(map[string]peer.Standing, len(copies))
+	var mu sync.Mutex
+	var down error
+	var looks sync.WaitGroup
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	limit := make(chan struct{}, r.server.Worker.JobsPerPeer)
+	for _, c := range copies {
+		looks.Go(func() {
+			limit <- struct{}{}
+			defer func() { <-limit }()
+			if ctx.Err() != nil {
+				return
+			}
+			s, err := r.peers.Look(ctx, name, c.state.Config)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				standings[c.Repository] = s
+			case errors.Is(err, peer.ErrUnreachable) && down == nil:
+				down = err // the others need not be tried
+				stop()
+			}
+		})
+	}
+	looks.Wait()
+	if down != nil {
+		return nil, down
+	}
+	return r.judge(ctx, copies, standings) // of what failed, the push will say why
+}
+
+// judge returns the copies that differ from the master, or of which nothing is known.
+func (r *syncRun) judge(ctx context.Context, copies []replica, standings map[string]peer.Standing) (different []replica, err error) {
 	var equal []queue.Verification
 	for _, c := range copies {
 		s, known := standings[c.Repository]
@@ -201,7 +243,7 @@ func (r *syncRun) comparePeer(ctx context.Context, name string, copies []replica
 			different = append(different, c)
 		case r.remember(ctx, c, s) != nil: // its push will say what is wrong
 			different = append(different, c)
-		case c.state.Head != "" && s.Head != c.state.Head:
+		case headDiffers(c, s):
 			different = append(different, c)
 		default:
 			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest})
@@ -214,9 +256,14 @@ func (r *syncRun) comparePeer(ctx context.Context, name string, copies []replica
 	return different, err
 }
 
+// headDiffers reports whether the copy's HEAD is known and another than ours.
+func headDiffers(c replica, s peer.Standing) bool {
+	return c.state.Head != "" && !s.NoHead && s.Head != c.state.Head
+}
+
 // remember brings what we know of a copy with equal refs up to date.
 func (r *syncRun) remember(ctx context.Context, c replica, s peer.Standing) error {
-	if c.state.Head != "" && s.Head != c.state.Head {
+	if headDiffers(c, s) {
 		return r.peers.SetKnownHead(ctx, c.Repository, c.Peer, s.Head)
 	}
 	if row := r.rows[c.Key]; row.State == queue.StateOK && row.Digest == s.Digest && r.peers.Knows(c.Repository, c.Peer) {
@@ -346,12 +393,22 @@ func (r *syncRun) finish() error {
 	r.shown.Close()
 	s := &r.summary
 	s.Seconds = time.Since(r.began).Seconds()
+	for _, f := range s.Failures {
+		if f.State == string(queue.StateHeld) {
+			s.Held++
+		}
+	}
+	s.Failed = len(s.Failures) - s.Held
+	held := ""
+	if s.Held > 0 {
+		held = fmt.Sprintf(" (%d held)", s.Held)
+	}
 	if r.Sync.JSON {
 		if err := json.NewEncoder(r.Stdout).Encode(s); err != nil {
 			return err
 		}
 	} else if !r.Sync.Quiet || len(s.Failures) > 0 {
-		fmt.Fprintf(r.Stdout, "%d copies compared: %d equal, %d pushed, %d failures, in %.1f s\n", s.Compared, s.Equal, s.Pushed, len(s.Failures), s.Seconds)
+		fmt.Fprintf(r.Stdout, "%d copies compared: %d equal, %d pushed, %d failures%s, in %.1f s\n", s.Compared, s.Equal, s.Pushed, len(s.Failures), held, s.Seconds)
 	}
 	if len(s.Failures) > 0 {
 		return cli.Exit(1)
