@@ -1,0 +1,64 @@
+// Package snapshot keeps a repository as it was, at many points in time, in a blob
+// store, and brings it back.
+//
+// A git repository is nearly a snapshot format already: packs are never changed after they were
+// written, and everything else (refs, HEAD, a few files) is small. So a snapshot is the packs, byte
+// for byte, and a manifest that says what else there was. Nothing is packed anew for
+// a backup, and nothing for a restore: packs are downloaded and refs are written.
+//
+// # Layout
+//
+// A vault is a store ([store.Store]) with these keys; REPO is the repository's name:
+//
+//	snapshots/REPO.git/NAME.json.zst[.age]    manifests: one per snapshot
+//	checks/REPO.git/NAME.json                 what was found out later about a snapshot
+//	data/REPO.git/pack-HASH.pack  .idx        packs as git names them, and their indexes
+//	data/REPO.git/file-SHA256                 kept files, by the SHA-256 of their content
+//	data/REPO.git/lfs-OID                     LFS objects
+//	marks/REPO.git/NAME.json                  what prune is going to delete
+//
+// No element of a repository's name ends in ".git", so no key is the beginning
+// of another. A blob that was put under a taken name because the one there may be on its way to be
+// deleted, or is encrypted and so not the same bytes, has "~" and eight random digits after its
+// name; a manifest always says the whole key.
+//
+// Every key is written once, with "if it does not exist", and none is ever overwritten: a vault
+// can live in write-once storage. There is no pointer to the latest snapshot. It is the first
+// key of a listing, because names begin with a number that gets smaller:
+//
+//	9999999999999-MILLISECONDS  -  TIME  -  DIGEST  -  STATE  -  SUM  [- ID]
+//
+// MILLISECONDS since 1970 as 13 digits; TIME again, for people (20261122T035557.123Z); DIGEST of the mirrored
+// refs (package digest), 64 hex digits; STATE, 32 hex digits of the SHA-256 over all else that can
+// change (see [Manifest.State]); SUM, 32 hex digits of the SHA-256 of the manifest as it is stored;
+// ID, which the administrator may have given to a run over all repositories. A snapshot is never
+// older than the one before it: a clock that goes back is overruled by a millisecond. So whether
+// anything has to be done is decided by one request, a listing of one key.
+//
+// # Manifest
+//
+// A JSON object, compressed with zstd and, in a vault with recipients, encrypted with age. It is complete:
+// whoever has it needs no other manifest. Its fields are those of [Manifest]. A reader refuses a format that
+// it does not know, and ignores fields that it does not know.
+//
+// Packs of a manifest together hold everything that its refs reach; they may hold more
+// (what was unreachable when they were taken). Where the order matters, old packs come first.
+//
+// # How a snapshot is made whole
+//
+// Data first, the manifest last. A manifest whose Put succeeded names only blobs that are
+// there. A backup that is killed leaves blobs that no manifest names; prune removes them when they are
+// older than the grace period. For the same reason a backup that took longer than
+// half of it looks again, before it publishes, whether all that it relies on is there still.
+//
+// # Checks
+//
+// A check has a key of the form
+//
+//	9999999999999-MILLISECONDS  -  TIME  -  KIND  -  SUM  [- ID]
+//
+// with the SUM of the snapshot that it speaks of, and a small JSON object ([Check]). KIND is "same"
+// (the repository was found as in that snapshot, in the run with that ID), "bad" (the
+// snapshot is not whole: history that its packs lack), "good" or "drill" (it was verified; a
+// restore was tried).
+package snapshot
