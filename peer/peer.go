@@ -52,6 +52,9 @@ type Source struct {
 type Outcome struct {
 	Digest string // of our mirrored refs, which the peer's now equal
 	Note   string // what did not travel although nothing failed, one line
+	// Phases and Sent are also set when the Sync failed, as far as it came.
+	Phases map[string]time.Duration // how long each took
+	Sent   int64                    // bytes of content
 }
 
 // Peer is one kind of destination.

@@ -16,10 +16,11 @@ var allowed = map[string]string{
 	"cmd/pre-receive":  "hooks",
 	"cmd/post-receive": "hooks",
 
-	"internal/worker": "hooks internal/cli internal/git internal/inbox internal/notify internal/proc internal/queue internal/refcache internal/refset internal/rescue internal/status mirrorcfg peer shell",
-	"internal/cli":    "hooks internal/git internal/inbox internal/proc internal/rescue internal/sendpack mirrorcfg shell",
-	"internal/status": "internal/git internal/rescue internal/proc internal/queue mirrorcfg",
-	"internal/notify": "internal/durable internal/inbox internal/proc internal/queue mirrorcfg",
+	"internal/worker":  "hooks internal/cli internal/git internal/inbox internal/metrics internal/notify internal/proc internal/queue internal/refcache internal/refset internal/rescue internal/status mirrorcfg peer shell",
+	"internal/cli":     "hooks internal/git internal/inbox internal/proc internal/rescue internal/sendpack mirrorcfg shell",
+	"internal/status":  "internal/git internal/rescue internal/proc internal/queue mirrorcfg",
+	"internal/metrics": "internal/queue",
+	"internal/notify":  "internal/durable internal/inbox internal/proc internal/queue mirrorcfg",
 
 	"hooks":         "internal/git internal/inbox internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
 	"shell":         "internal/digest internal/durable internal/git internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",

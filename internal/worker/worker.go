@@ -16,6 +16,7 @@ import (
 
 	"mirror-shell/internal/cli"
 	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/metrics"
 	"mirror-shell/internal/queue"
 	"mirror-shell/internal/refset"
 	"mirror-shell/mirrorcfg"
@@ -77,8 +78,9 @@ func Run(ctx context.Context, p *cli.Program) error {
 // command is one run of a mirrord command.
 type command struct {
 	*cli.Program
-	server *mirrorcfg.Server
-	queue  *queue.Queue
+	server  *mirrorcfg.Server
+	queue   *queue.Queue
+	metrics *metrics.Metrics // of serve; nil: nobody asks for them
 }
 
 func openQueue(ctx context.Context, server *mirrorcfg.Server) (*queue.Queue, error) {
@@ -101,14 +103,36 @@ func queueOptions(server *mirrorcfg.Server) queue.Options {
 }
 
 // job returns what the queue runs: one peer.Sync, its errors in the queue's
-// terms. What a peer says on the way goes to say.
-func job(peers *peer.Peers, say io.Writer) queue.Func {
+// terms. What a peer says on the way goes to say, and what it took to m, if there is one.
+func job(peers *peer.Peers, say io.Writer, m *metrics.Metrics) queue.Func {
 	return func(ctx context.Context, j queue.Job) (queue.Result, error) {
+		began := time.Now()
 		out, err := peers.Sync(ctx, peer.Job{
 			Repository: j.Repository, Peer: j.Peer, Listed: j.Origin == inbox.OriginList,
 		}, say)
-		return queue.Result{Digest: out.Digest, Note: out.Note}, inQueueTerms(err)
+		err = inQueueTerms(err)
+		if m != nil {
+			m.Observe(metrics.Run{
+				Peer: j.Peer, Kind: peers.Kind(j.Peer), Result: resultOf(err), Took: time.Since(began), Phases: out.Phases, Sent: out.Sent,
+			})
+		}
+		return queue.Result{Digest: out.Digest, Note: out.Note}, err
 	}
+}
+
+// resultOf names an outcome as metrics do.
+func resultOf(err error) string {
+	switch {
+	case err == nil:
+		return "ok"
+	case errors.Is(err, queue.ErrHeld):
+		return "held"
+	case errors.Is(err, queue.ErrDropped):
+		return "dropped"
+	case errors.Is(err, queue.ErrPeerDown):
+		return "down"
+	}
+	return "failed"
 }
 
 // inQueueTerms adds the queue's sentinel to a peer's. A job that is held in part
@@ -154,7 +178,7 @@ func (c *command) pushNow(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintf(c.Stderr, "%s ==== (%s) ===> %s\n", server.Hostname, key.Repository, key.Peer)
-	result, err := c.queue.RunNow(ctx, key, inbox.OriginExplicit, job(peers, c.Stderr))
+	result, err := c.queue.RunNow(ctx, key, inbox.OriginExplicit, job(peers, c.Stderr, nil))
 	if err != nil {
 		return err
 	}
