@@ -31,6 +31,10 @@ func (c *command) newWorker(peers *peer.Peers, notifier *notify.Notifier, log *s
 // serve runs the worker, and the built-in ssh server where it is configured, as
 // a daemon. Its log goes to standard error, for the journal.
 func (c *command) serve(ctx context.Context) (err error) {
+	schedules, err := c.schedules()
+	if err != nil {
+		return err
+	}
 	if c.queue, err = openPatiently(ctx, c.server); err != nil {
 		return err
 	}
@@ -50,9 +54,11 @@ func (c *command) serve(ctx context.Context) (err error) {
 	log.Info("serving", "hostname", c.server.Hostname, "config", c.server.File, "state_dir", c.server.StateDir)
 	peers, stop := c.newPeers()
 	defer stop()
+	unschedule := c.keepSchedules(ctx, schedules, peers, log)
 	notifier, quiet := c.notifyMeanwhile(ctx, 0, log)
 	err = c.newWorker(peers, notifier, log).Serve(ctx)
 	quiet()
+	unschedule()
 	cancel(nil)
 	<-ssh
 	<-http

@@ -21,6 +21,7 @@ import (
 	"mirror-shell/internal/refset"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/peer"
+	"mirror-shell/shell"
 )
 
 // Run carries out the commands of mirrord.
@@ -50,6 +51,14 @@ func Run(ctx context.Context, p *cli.Program) error {
 		return c.doctor(ctx)
 	case "mirror-digest":
 		return c.mirrorDigest(ctx)
+	case "snapshots":
+		return c.snapshots(ctx)
+	case "restore":
+		return c.restore(ctx)
+	case "verify":
+		return c.verify(ctx)
+	case "prune":
+		return c.prune(ctx)
 	}
 	done, err := c.open(ctx, queueOptions(server))
 	if err != nil {
@@ -59,6 +68,8 @@ func Run(ctx context.Context, p *cli.Program) error {
 	switch p.Command {
 	case "sync":
 		return c.syncAll(ctx)
+	case "backup":
+		return c.backup(ctx)
 	case "await":
 		return c.await(ctx)
 	case "status":
@@ -251,8 +262,11 @@ func (c *command) newPeers() (*peer.Peers, func()) {
 		ChannelsPerHost: pushes + questions, PushesPerHost: pushes, ControlDir: c.server.StateDir,
 		DialTimeout: min(maxDial, time.Duration(c.server.Worker.StallTimeout)),
 	})
-	return &peer.Peers{Server: c.server, Transport: connections}, connections.Close
+	return &peer.Peers{Server: c.server, Transport: connections, Program: program()}, connections.Close
 }
+
+// program is what records in backups call us.
+func program() string { return "mirror-shell " + shell.ProgramVersion() }
 
 // maxDial is how long a new connection may take; jobs that wait for one share it, and a
 // time longer than theirs would outlive them.
