@@ -26,6 +26,9 @@ var allowed = map[string]string{
 	"peer":          "internal/digest internal/durable internal/git internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
 	"peer/peertest": "internal/digest internal/git internal/proc mirrorcfg peer",
 
+	"peer/store":           "internal/durable",
+	"peer/store/storetest": "peer/store",
+
 	"mirrorcfg":         "internal/git",
 	"internal/queue":    "internal/durable internal/inbox",
 	"internal/git":      "internal/proc",
