@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -63,6 +64,7 @@ var known = map[string]refusal{
 	"PreconditionFailed": {err: ErrExists},
 
 	"InvalidAccessKeyId":           {err: ErrDenied, hint: "the server does not know this access key: correct the credentials"},
+	"XAdminUserNotFound":           {err: ErrDenied, hint: "the server does not know this access key: correct the credentials"}, // versitygw's word for it
 	"SignatureDoesNotMatch":        {err: ErrDenied, hint: "the secret does not belong to the access key: correct the credentials"},
 	"ExpiredToken":                 {err: ErrDenied, hint: "the credentials have expired: renew them"},
 	"ExpiredTokenException":        {err: ErrDenied, hint: "the credentials have expired: renew them"},
@@ -97,7 +99,7 @@ func judge(err error) (_ error, again bool) {
 		}
 	}
 	var answer *smithyhttp.ResponseError
-	if !errors.As(err, &answer) || answer.Response == nil {
+	if !errors.As(err, &answer) || answer.HTTPStatusCode() == 0 {
 		return judgeSilence(err)
 	}
 	r := refusal{}
@@ -144,7 +146,12 @@ func judgeSilence(err error) (error, bool) {
 func innermost(err error) error {
 	var send *smithyhttp.RequestSendError
 	if errors.As(err, &send) {
-		return send.Err
+		err = send.Err
+		var at *url.Error
+		if errors.As(err, &at) {
+			err = at.Err
+		}
+		return err
 	}
 	var op *smithy.OperationError
 	if errors.As(err, &op) {
@@ -199,7 +206,7 @@ func backoff(attempt int) time.Duration {
 // retryAfter is what the server asks for, within reason.
 func retryAfter(err error) time.Duration {
 	var answer *smithyhttp.ResponseError
-	if !errors.As(err, &answer) || answer.Response == nil {
+	if !errors.As(err, &answer) || answer.HTTPStatusCode() == 0 {
 		return 0
 	}
 	seconds, _ := strconv.Atoi(answer.Response.Header.Get("Retry-After"))
