@@ -114,10 +114,11 @@ func TestS3PutGivesUp(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				s, p := faulty(t, store.Options{Attempts: 2, Stall: 200 * time.Millisecond})
-				c.fault.Match = func(r *http.Request) bool {
+				fault := c.fault
+				fault.Match = func(r *http.Request) bool {
 					return r.Method == "PUT" && (size == 100 || strings.Contains(r.URL.RawQuery, "partNumber=2"))
 				}
-				p.Inject(c.fault)
+				p.Inject(fault)
 				err := s.Put(t.Context(), "k", storetest.Bytes(storetest.Random(1, size)))
 				if err == nil || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) || strings.Contains(err.Error(), "\n") {
 					t.Errorf("%v", err)
@@ -447,5 +448,45 @@ func TestConcurrency(t *testing.T) {
 	r.Close()
 	if _, err := storetest.Read(t.Context(), s, "a"); err != nil {
 		t.Error(err)
+	}
+}
+
+// Governance is the other lock: without a special right it refuses just as well.
+func TestS3Governance(t *testing.T) {
+	t.Parallel()
+	server := storetest.S3(t)
+	bucket := server.Bucket(t, true)
+	s := server.Open(t, bucket, store.Options{LockMode: "governance"})
+	b := storetest.Bytes([]byte("x"))
+	b.Retain = time.Now().Add(time.Hour)
+	if err := s.Put(t.Context(), "k", b); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.(store.Retainer).Retain(t.Context(), "k", b.Retain.Add(time.Hour)); err != nil {
+		t.Error(err)
+	}
+	if until, err := s.(store.Retainer).Retained(t.Context(), "k"); err != nil || until.Before(b.Retain.Add(time.Hour)) {
+		t.Errorf("retained until %v, %v", until, err)
+	}
+	// Also for a store that itself locks nothing.
+	plain := server.Open(t, bucket, store.Options{})
+	if err := plain.Delete(t.Context(), "k"); !errors.Is(err, store.ErrLocked) {
+		t.Errorf("delete: %v, want that it is locked", err)
+	}
+}
+
+// A bucket without object lock says so at the first blob that is to be retained.
+func TestS3WithoutLock(t *testing.T) {
+	t.Parallel()
+	server := storetest.S3(t)
+	s := server.Open(t, server.Bucket(t, false), store.Options{LockMode: "compliance"})
+	b := storetest.Bytes([]byte("x"))
+	b.Retain = time.Now().Add(time.Hour)
+	err := s.Put(t.Context(), "k", b)
+	if !errors.Is(err, store.ErrDenied) || !strings.Contains(err.Error(), "the bucket has no object lock") {
+		t.Errorf("%v, want that the bucket has no lock", err)
+	}
+	if _, err := s.(store.Retainer).Retained(t.Context(), "k"); !errors.Is(err, store.ErrDenied) {
+		t.Errorf("%v, want that the bucket has no lock", err)
 	}
 }

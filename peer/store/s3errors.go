@@ -107,6 +107,9 @@ func judge(err error) (_ error, again bool) {
 	if errors.As(err, &api) {
 		r = known[api.ErrorCode()]
 		r.code, r.message = api.ErrorCode(), api.ErrorMessage()
+		if r.code == "InvalidRequest" && strings.Contains(strings.ReplaceAll(r.message, " ", ""), "ObjectLock") {
+			r.err, r.hint = ErrDenied, "the bucket has no object lock: make one that has, or leave the lock mode away"
+		}
 	}
 	r.status = answer.HTTPStatusCode()
 	if r.err == nil && !r.again {

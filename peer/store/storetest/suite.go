@@ -228,9 +228,9 @@ func list(t *testing.T, s store.Store) {
 	for _, key := range []string{"c/d/f", "a/2", "b", "c/g", "ab/1", "a/1", "c/d/e"} {
 		mustPut(t, s, key, []byte(key))
 	}
-	for _, prefix := range []string{"", "a", "a/", "a/1", "a/1x", "c/", "c/d", "c/d/", "d", "/"} {
-		for _, after := range []string{"", "a", "a/1", "a/1/", "a0", "b", "c/", "c/d", "c/d/e", "c/d/f", "c/e", "c/g", "z"} {
-			for _, limit := range []int{0, 1, 2, 100} {
+	for _, prefix := range []string{"", "a", "a/1", "c/", "c/d", "d"} {
+		for _, after := range []string{"", "a/1", "a/1/", "a0", "c/d", "c/d/f", "c/g", "z"} {
+			for _, limit := range []int{0, 1, 2} {
 				var want []string
 				for _, key := range all {
 					if strings.HasPrefix(key, prefix) && key > after && (limit == 0 || len(want) < limit) {
