@@ -29,6 +29,9 @@ var allowed = map[string]string{
 	"peer/store":    "",
 	"peer/peertest": "internal/digest internal/git internal/proc mirrorcfg peer",
 
+	"peer/store":           "internal/durable",
+	"peer/store/storetest": "peer/store",
+
 	"mirrorcfg":         "internal/git",
 	"internal/queue":    "internal/durable internal/inbox",
 	"internal/git":      "internal/proc",
