@@ -41,7 +41,9 @@ func (v *Vault) lease(ctx context.Context, repository string) (*lease, error) {
 		return nil, err
 	}
 	all, err := l.list(ctx)
-	if err == nil && all[l.keys[0]].IsZero() {
+	if err == nil && all[l.keys[0]].IsZero() && l.held() >= v.leaseTime()/2 {
+		err = l.lost() // and somebody cleared it away
+	} else if err == nil && all[l.keys[0]].IsZero() {
 		err = fmt.Errorf("lease of %s: the store does not list what was just written to it: nothing can be deleted safely there", repository)
 	}
 	if err != nil {
@@ -106,18 +108,22 @@ func (l *lease) hold(ctx context.Context) (context.Context, context.CancelFunc, 
 	}
 	total := l.v.leaseTime()
 	if l.held() >= total/2 {
-		return nil, nil, fmt.Errorf("prune of %s stood still for %s and lost its lease: run it again", l.repository, l.held().Round(time.Second))
+		return nil, nil, l.lost()
 	}
 	if l.held() >= total/4 {
 		if err := l.write(ctx); err != nil {
 			return nil, nil, err
 		}
-		if l.held() >= total/2 {
-			return nil, nil, fmt.Errorf("prune of %s: the store took %s to renew its lease: run it again", l.repository, l.held().Round(time.Second))
+		if l.held() >= total/2 { // the store was slow
+			return nil, nil, l.lost()
 		}
 	}
 	within, cancel := context.WithTimeout(ctx, total/2-l.held())
 	return within, cancel, nil
+}
+
+func (l *lease) lost() error {
+	return fmt.Errorf("prune of %s stood still for %s and lost its lease: run it again", l.repository, l.held().Round(time.Second))
 }
 
 // held is how long ago the lease was renewed: by the clock on the wall or by that which only runs while the

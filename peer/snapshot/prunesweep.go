@@ -56,4 +56,3 @@ func (p *pruning) sweepSome(ctx context.Context, batch []string) error {
 	}
 	return nil
 }
-
