@@ -48,15 +48,30 @@ func (w *months) object(content string) Object {
 	return o
 }
 
-// snapshot makes one with files of those contents, which are put unless they are there.
-func (w *months) snapshot(contents ...string) Name {
-	w.t.Helper()
+// manifest is one of now, without files.
+func (w *months) manifest() *Manifest {
 	m := &Manifest{Format: Format, Repository: "ip1", Time: w.clock.UTC(), Server: "frodo", Program: "test", ObjectFormat: "sha1", Head: "refs/heads/main", Digest: strings.Repeat("d", 64), Refs: map[string]string{}, Packs: []Pack{}}
 	if last, err := w.Latest(w.t.Context(), "ip1"); err == nil {
 		m.Previous = last.Sum
 	}
-	for i, c := range contents {
-		m.Files = append(m.Files, File{Path: fmt.Sprintf("hooks/f%d", i), Mode: 0o644, Object: w.object(c)})
+	return m
+}
+
+// snapshot makes one with files of those contents, which are put unless they are there.
+func (w *months) snapshot(contents ...string) Name {
+	w.t.Helper()
+	m := w.manifest()
+	var objects []Object
+	for _, c := range contents {
+		objects = append(objects, w.object(c))
+	}
+	return w.snapshotOf(m, objects...)
+}
+
+func (w *months) snapshotOf(m *Manifest, objects ...Object) Name {
+	w.t.Helper()
+	for i, o := range objects {
+		m.Files = append(m.Files, File{Path: fmt.Sprintf("hooks/f%d", i), Mode: 0o644, Object: o})
 	}
 	name, _, err := w.publish(w.t.Context(), m)
 	if err != nil {
@@ -145,6 +160,49 @@ func (w *months) record1(kind string, n Name) {
 	name := checkName{Repository: n.Repository, Time: w.clock, Kind: kind, Sum: n.Sum}
 	if err := w.Store.Put(w.t.Context(), name.key(), w.blob([]byte("{}"))); err != nil {
 		w.t.Fatal(err)
+	}
+}
+
+// Data that came into use again after it was marked, and out of it once more, has another grace period: a backup
+// may have begun while it was in use. The mark is young while that happens, or old and cannot be deleted.
+func TestPruneOldMarksForgetWhatCameBack(t *testing.T) {
+	for _, locked := range []bool{false, true} {
+		w := newMonths(t)
+		last := Policy{Last: 1}
+		w.snapshot("K")
+		k := w.object("K") // a backup begins, which goes by the first snapshot
+		w.pass(time.Hour)
+		w.snapshot("b")
+		w.prune(last)
+		if locked {
+			for _, key := range w.below("marks/") {
+				w.store.retained[key] = w.clock.Add(1000 * time.Hour)
+			}
+		}
+		w.pass(9 * time.Hour)
+		w.snapshotOf(w.manifest(), k) // it ends
+		w.pass(19 * time.Hour)
+		if locked {
+			w.pass(40 * time.Hour) // the mark is old
+		}
+		began := w.manifest() // another one begins
+		w.pass(time.Minute)
+		w.snapshot("d")
+		w.prune(last)
+		w.pass(4 * time.Hour)
+		w.prune(last)
+		if began.Time = w.clock; !w.has("K") {
+			t.Fatalf("locked %v: what a backup relies on is deleted", locked)
+		}
+		w.snapshotOf(began, k)
+		w.pass(100 * time.Hour)
+		if w.prune(last); !w.has("K") || w.has("d") && !locked {
+			w.pass(100 * time.Hour)
+			w.prune(last)
+		}
+		if !w.has("K") {
+			t.Fatalf("locked %v: a snapshot lost what it needs", locked)
+		}
 	}
 }
 
