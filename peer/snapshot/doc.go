@@ -120,4 +120,24 @@
 // snapshots that stay need is retained anew before it runs out ([Vault.Extend]). A snapshot is
 // found to have vanished when one follows it, and it is neither there nor in a mark as removed.
 // All marks of a repository may be deleted by hand at any time: it costs another grace period, and that knowledge.
+//
+// # Restoring
+//
+// A snapshot is restored beside its target, in a directory of the same file system named
+// .NAME.mirror-shell-restore-DIGITS, is checked there, and takes the target's place by a rename. What was there
+// before stays untouched until the new repository is whole, and then stays beside it as
+// NAME.before-restore-TIME. Whatever the moment of a crash, the target is the old repository or the new one; the next
+// restore to the same target removes what is left of the one that was killed.
+//
+// # Whom a restore trusts
+//
+// Bytes of the store are compared with the SHA-256 in the manifest, and the manifest with the name of
+// its key. That finds every damage. It does not say who wrote the snapshot: whoever may write
+// to the vault can put a new one there, with a name that fits. Git objects of a stranger are
+// only data, and paths are confined to the directory. But hooks, and many keys of a config, are programs
+// that run as the account of whoever next uses the repository. So by default, where people restore their own backup
+// after a disaster and need all of it, who may write to the vault is trusted like
+// the account itself. Encryption does not change that: anybody can encrypt for a public key. For a vault that others write to
+// there is RestoreOptions.WithoutHooks. No git process sees a restored config or hook while the snapshot is
+// checked.
 package snapshot
