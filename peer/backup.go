@@ -154,8 +154,15 @@ func (p *Peers) openVault(ctx context.Context, name string) (*snapshot.Vault, er
 		Store: place, Scratch: filepath.Join(server.StateDir, "scratch"), Include: c.Include, Exclude: c.Exclude,
 		Retain: time.Duration(c.Lock), Grace: time.Duration(c.Grace), Server: server.Hostname, Program: p.Program,
 	}
-	if v.Recipients, err = snapshot.LoadRecipients(c.Recipients, c.RecipientsFile); err != nil {
+	if v.Recipients, err = snapshot.ParseRecipients(c.Recipients); err != nil {
 		return nil, err
+	}
+	if c.RecipientsFile != "" {
+		more, err := snapshot.LoadRecipients(c.RecipientsFile)
+		if err != nil {
+			return nil, err
+		}
+		v.Recipients = append(v.Recipients, more...)
 	}
 	if c.IdentityFile != "" {
 		if v.Identities, err = snapshot.LoadIdentities(c.IdentityFile); err != nil {

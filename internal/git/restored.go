@@ -40,9 +40,6 @@ func (r Repo) Connected(ctx context.Context, tips []string) error {
 	return fmt.Errorf("%w: %w", ErrMissing, err)
 }
 
-// maxNamed is how many objects a message names.
-const maxNamed = 20
-
 // missing asks git fsck, which unlike a walk goes on behind the first object that is missing.
 func (r Repo) missing(ctx context.Context) string {
 	var named []string

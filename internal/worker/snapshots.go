@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -59,13 +58,13 @@ func (c *command) snapshots(ctx context.Context) error {
 
 // verified is what verify found of one repository.
 type verified struct {
-	Repository string   `json:"repository"`
-	Snapshots  int      `json:"snapshots"`
-	Objects    int      `json:"objects"`
-	Bytes      int64    `json:"bytes"`        // that were read
-	Loose      int      `json:"unreferenced"` // objects that no snapshot needs
-	Findings   []string `json:"findings"`
-	Drill      string   `json:"drill,omitempty"`
+	Repository   string          `json:"repository"`
+	Snapshots    int             `json:"snapshots"`
+	Objects      int             `json:"objects"`
+	Bytes        int64           `json:"bytes"`        // that were read
+	Unreferenced int             `json:"unreferenced"` // objects that no snapshot needs
+	Findings     []string        `json:"findings"`
+	Drill        *snapshot.Check `json:"drill,omitempty"`
 }
 
 // verify compares the manifests with the store, one repository after the other, and exits with 1 when anything is wrong.
@@ -106,13 +105,16 @@ func (c *command) verifyOne(ctx context.Context, peerName string, vault *snapsho
 	})
 	v := verified{
 		Repository: repository, Snapshots: found.Snapshots, Objects: found.Objects, Bytes: found.Bytes,
-		Loose: found.Unreferenced, Findings: slices.Clone(found.Problems), Drill: found.Drill,
+		Unreferenced: found.Unreferenced, Findings: []string{}, Drill: found.Drill,
+	}
+	for _, f := range found.Faults {
+		v.Findings = append(v.Findings, faultText(f))
+	}
+	if found.Drill != nil && found.Drill.Error != "" {
+		v.Findings = append(v.Findings, "the drill failed: "+found.Drill.Error)
 	}
 	if err != nil {
 		v.Findings = append(v.Findings, err.Error())
-	}
-	if v.Findings == nil {
-		v.Findings = []string{}
 	}
 	return v
 }
@@ -136,4 +138,13 @@ func (c *command) finishVerify(all []verified, bad int, took time.Duration) erro
 		return cli.Exit(1)
 	}
 	return nil
+}
+
+// faultText is a fault for people: what is wrong with which key, and since when the snapshots that need it are.
+func faultText(f snapshot.Fault) string {
+	text := f.Key + ": " + f.Problem
+	if n := len(f.Snapshots); n > 0 {
+		text += fmt.Sprintf(" (needed by %d snapshots, the newest of %s)", n, f.Snapshots[0].Time.Local().Format(time.DateTime))
+	}
+	return text
 }

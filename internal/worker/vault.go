@@ -40,3 +40,12 @@ func (c *command) examineVault(ctx context.Context, name string) Finding {
 	}
 	return Finding{check, ok, fmt.Sprintf("vault answers in %d ms, %s", time.Since(began).Milliseconds(), sealed), ""}
 }
+
+// latestKnown is the Sum of the latest snapshot that this server knows of, "" for none.
+func (c *command) latestKnown(repository, peerName string) string {
+	_, repo, err := c.server.Find(repository)
+	if err != nil {
+		return ""
+	}
+	return snapshot.Remembered(peer.BackupMemory(repo.Dir, peerName))
+}

@@ -135,3 +135,13 @@ func (m memoryDir) remember(r recalled) {
 		m.write("state", data)
 	}
 }
+
+// Remembered returns the Sum of the latest snapshot that was taken or seen from this machine, as
+// it is remembered in a Source's Memory; "" when nothing is.
+func Remembered(memory string) string {
+	var r recalled
+	if json.Unmarshal(memoryDir(memory).read("state"), &r) != nil {
+		return ""
+	}
+	return r.Sum
+}

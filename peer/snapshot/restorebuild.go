@@ -17,10 +17,10 @@ import (
 	"sync/atomic"
 )
 
-// parallel is how many objects are read from the store at once. Each costs a buffer of copySize bytes.
+// transfers is how many objects are read from the store at once. Each costs a buffer of copySize bytes.
 const (
-	parallel = 4
-	copySize = 256 << 10
+	transfers = 4
+	copySize  = 256 << 10
 )
 
 // build is a repository in the making. All its files are written through root, which follows no
@@ -169,7 +169,7 @@ type download struct {
 // download writes the files, several at once, the largest first. All that are damaged are named.
 func (b *build) download(ctx context.Context, all []download) error {
 	slices.SortStableFunc(all, func(x, y download) int { return int(min(max(y.Size-x.Size, -1), 1)) })
-	return each(ctx, parallel, all, func(ctx context.Context, d download) error {
+	return each(ctx, transfers, all, func(ctx context.Context, d download) error {
 		if err := b.fetch(ctx, d); err != nil {
 			return fmt.Errorf("%s: %w", d.path, err)
 		}
@@ -187,7 +187,7 @@ func (b *build) fetch(ctx context.Context, d download) (err error) {
 	if err != nil {
 		return err
 	}
-	n, err := io.CopyBuffer(counting{f, b}, r, make([]byte, copySize))
+	n, err := io.CopyBuffer(filling{f, b}, r, make([]byte, copySize))
 	if err == nil && n != d.Size {
 		err = fmt.Errorf("%w: %d bytes in place of %d", ErrDamaged, n, d.Size)
 	}
@@ -198,13 +198,13 @@ func (b *build) fetch(ctx context.Context, d download) (err error) {
 	return errors.Join(err, f.Close())
 }
 
-// counting hides a file's ReadFrom, which would ignore the buffer, and counts.
-type counting struct {
+// filling hides a file's ReadFrom, which would ignore the buffer, and counts.
+type filling struct {
 	f *os.File
 	b *build
 }
 
-func (c counting) Write(p []byte) (int, error) {
+func (c filling) Write(p []byte) (int, error) {
 	n, err := c.f.Write(p)
 	c.b.bytes.Add(int64(n))
 	if c.b.o.Progress != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -36,7 +35,7 @@ func (b *build) check(ctx context.Context) error {
 
 // checkPacks makes sure that packs and indexes belong together, and that each ref's value is in one.
 func (b *build) checkPacks() error {
-	w, err := newWanted(b.m.tips())
+	w, err := newSought(b.m.tips())
 	if err != nil {
 		return err
 	}
@@ -70,7 +69,7 @@ func some(words []string) string {
 	return strings.Join(words, ", ")
 }
 
-func (b *build) matchPack(name string, w *wanted) error {
+func (b *build) matchPack(name string, w *sought) error {
 	pack, err := b.root.Open("objects/pack/" + name + ".pack")
 	if err != nil {
 		return err
@@ -82,18 +81,6 @@ func (b *build) matchPack(name string, w *wanted) error {
 	}
 	defer index.Close()
 	return matchPack(pack, index, hashOf(b.m.ObjectFormat), w)
-}
-
-// tips are the object ids that refs and HEAD have.
-func (m *Manifest) tips() map[string]bool {
-	tips := make(map[string]bool, len(m.Refs)+1)
-	for _, oid := range m.Refs {
-		tips[oid] = true
-	}
-	if m.Detached != "" {
-		tips[m.Detached] = true
-	}
-	return tips
 }
 
 // checkHistory has git read all objects and, at the same time, walk all that can be reached: neither
@@ -108,7 +95,7 @@ func (b *build) checkHistory(ctx context.Context) error {
 	var walk error
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if walk = repo.Connected(ctx, slices.Sorted(maps.Keys(b.m.tips()))); errors.Is(walk, git.ErrMissing) {
+		if walk = repo.Connected(ctx, b.m.tips()); errors.Is(walk, git.ErrMissing) {
 			walk = fmt.Errorf("%w: %w", ErrIncomplete, walk)
 		}
 	})

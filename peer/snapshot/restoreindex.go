@@ -15,15 +15,15 @@ import (
 	"slices"
 )
 
-// wanted are object ids, sorted, and which of them were found in a pack.
-type wanted struct {
+// sought are object ids, sorted, and which of them were found in a pack.
+type sought struct {
 	oids  [][]byte
 	found []bool
 }
 
-func newWanted(oids map[string]bool) (*wanted, error) {
-	w := &wanted{}
-	for text := range oids {
+func newSought(oids []string) (*sought, error) {
+	w := &sought{}
+	for _, text := range oids {
 		oid, err := hex.DecodeString(text)
 		if err != nil {
 			return nil, err
@@ -36,7 +36,7 @@ func newWanted(oids map[string]bool) (*wanted, error) {
 }
 
 // missing returns the ids that no pack has.
-func (w *wanted) missing() map[string]bool {
+func (w *sought) missing() map[string]bool {
 	missing := map[string]bool{}
 	for i, oid := range w.oids {
 		if !w.found[i] {
@@ -52,7 +52,7 @@ var indexHeader = []byte("\xfftOc\x00\x00\x00\x02")
 // matchPack checks that an index is whole and belongs to the pack beside it, and notes which of the wanted
 // objects it has. The index is read once from its beginning to its end, in a small buffer: that of a large
 // repository has hundreds of megabytes.
-func matchPack(pack, index *os.File, newHash func() hash.Hash, w *wanted) error {
+func matchPack(pack, index *os.File, newHash func() hash.Hash, w *sought) error {
 	h := newHash()
 	count, trailer, err := packEnds(pack, h.Size())
 	if err != nil {
@@ -112,7 +112,7 @@ type indexReader struct {
 }
 
 // scan reads the index of a pack of that many objects to its end.
-func (r *indexReader) scan(count uint32, w *wanted) error {
+func (r *indexReader) scan(count uint32, w *sought) error {
 	before := 4 // version 1
 	if head, err := r.in.Peek(len(indexHeader)); err == nil && bytes.Equal(head, indexHeader) {
 		before = 0
@@ -132,7 +132,7 @@ func (r *indexReader) scan(count uint32, w *wanted) error {
 	return err
 }
 
-func (r *indexReader) names(count uint32, before int, fanout []byte, w *wanted) error {
+func (r *indexReader) names(count uint32, before int, fanout []byte, w *sought) error {
 	entry, last := make([]byte, before+r.width), make([]byte, r.width)
 	next := 0 // of the wanted
 	for i := range count {

@@ -17,7 +17,7 @@ func named(at time.Time, n int, id string) Name {
 	return Name{Repository: "ip1", Time: at.UTC().Truncate(time.Millisecond), Digest: strings.Repeat("d", 64), State: strings.Repeat("5", 32), Sum: fmt.Sprintf("%032x", n), ID: id}
 }
 
-func TestChoose(t *testing.T) {
+func TestPolicyChooses(t *testing.T) {
 	berlin := time.FixedZone("UTC+1", 3600)
 	times := []string{ // by their index from here on
 		"2026-11-22T12:00:00Z", "2026-11-22T11:30:00Z", "2026-11-22T11:10:00Z", "2026-11-21T23:30:00Z", "2026-11-21T08:00:00Z",

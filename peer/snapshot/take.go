@@ -24,6 +24,9 @@ type Source struct {
 	Mirrored func(refs map[string]string) map[string]string
 	// ID is that of the run, or "".
 	ID string
+	// Look has Take only find out: when the repository is not as in the latest snapshot, it returns
+	// a Result that is not Unchanged, and nothing was written.
+	Look bool
 	// Memory is a directory of this machine, for this vault and repository alone, in which is remembered what would have
 	// to be read again otherwise; "": nothing is.
 	Memory string
@@ -166,6 +169,9 @@ func (t *taking) run(ctx context.Context) (err error) {
 	t.result.Phases.Read = t.v.now().Sub(t.began)
 	if same && !bad && !t.retentionDue() {
 		return t.unchanged(ctx, known)
+	}
+	if t.src.Look {
+		return nil
 	}
 	if err := t.prepare(ctx, bad, known.Unchecked); err != nil {
 		return err

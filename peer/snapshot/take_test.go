@@ -41,7 +41,7 @@ func tryRun(dir string, args ...string) (string, error) {
 }
 
 // newRepo makes an empty bare repository.
-func newRepo(t testing.TB, args ...string) git.Repo {
+func newSource(t testing.TB, args ...string) git.Repo {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "r:1 \"x.git") // ":" and quotes separate what git reads from its environment
 	run(t, ".", append(append([]string{"init", "-q", "--bare", "-b", "main"}, args...), dir)...)
@@ -49,7 +49,7 @@ func newRepo(t testing.TB, args ...string) git.Repo {
 }
 
 // commit adds a commit with a file to a ref, on top of what it has, and returns its id.
-func commit(t testing.TB, r git.Repo, ref, text string) string {
+func commitTo(t testing.TB, r git.Repo, ref, text string) string {
 	t.Helper()
 	stdin := func(in string, args ...string) string {
 		cmd := exec.Command("git", append([]string{"-c", "user.name=a", "-c", "user.email=a@b", "--git-dir=" + r.Dir}, args...)...)
@@ -71,7 +71,7 @@ func commit(t testing.TB, r git.Repo, ref, text string) string {
 	return id
 }
 
-func source(t testing.TB, r git.Repo) Source {
+func sourceOf(t testing.TB, r git.Repo) Source {
 	return Source{Repository: "group/ip1", Repo: r, Memory: filepath.Join(t.TempDir(), "memory")}
 }
 
@@ -93,7 +93,7 @@ func revive(t testing.TB, v *Vault, name Name) (git.Repo, *Manifest) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newRepo(t, "--object-format="+m.ObjectFormat)
+	r := newSource(t, "--object-format="+m.ObjectFormat)
 	for _, p := range m.Packs {
 		for suffix, o := range map[string]Object{".pack": p.Pack, ".idx": p.Index} {
 			f, err := v.download(t.Context(), o, filepath.Join(r.Dir, "objects", "pack", p.Name+suffix))
@@ -167,14 +167,14 @@ func TestTakeHistory(t *testing.T) {
 	for _, format := range []string{"sha1", "sha256"} {
 		t.Run(format, func(t *testing.T) {
 			v, m := testVault(t)
-			r := newRepo(t, "--object-format="+format)
-			src := source(t, r)
+			r := newSource(t, "--object-format="+format)
+			src := sourceOf(t, r)
 			if got := take(t, v, src); got.Packs != 0 || got.Unchanged {
 				t.Fatalf("an empty repository: %+v", got)
 			}
-			commit(t, r, "refs/heads/main", "1 first")
-			second := commit(t, r, "refs/heads/main", "2 second")
-			commit(t, r, "refs/mirror/rescued/x", "3 rescued")
+			commitTo(t, r, "refs/heads/main", "1 first")
+			second := commitTo(t, r, "refs/heads/main", "2 second")
+			commitTo(t, r, "refs/mirror/rescued/x", "3 rescued")
 			first := take(t, v, src)
 			if first.Packs != 1 || !first.Checked || first.Note != "" {
 				t.Fatalf("%+v", first)
@@ -208,7 +208,7 @@ func TestTakeHistory(t *testing.T) {
 			run(t, r.Dir, "symbolic-ref", "HEAD", "refs/heads/main")
 			run(t, r.Dir, "tag", "-d", "v1")
 			run(t, r.Dir, "-c", "gc.pruneExpire=now", "gc", "-q", "--prune=now")
-			commit(t, r, "refs/heads/main", "4 instead")
+			commitTo(t, r, "refs/heads/main", "4 instead")
 			take(t, v, src)
 			compareOld(t, v, first.Name)
 			leftovers(t, v)
@@ -234,10 +234,10 @@ func leftovers(t *testing.T, v *Vault) {
 
 func TestTakeRequests(t *testing.T) {
 	v, m := testVault(t)
-	r := newRepo(t)
-	src := source(t, r)
+	r := newSource(t)
+	src := sourceOf(t, r)
 	for i := range 20 {
-		commit(t, r, "refs/heads/main", fmt.Sprintf("%d %s", i, strings.Repeat("x", i)))
+		commitTo(t, r, "refs/heads/main", fmt.Sprintf("%d %s", i, strings.Repeat("x", i)))
 	}
 	take(t, v, src)
 	if ops := requests(m, func() { take1(t, v, src) }); len(ops) > 1 {
@@ -254,7 +254,7 @@ func TestTakeRequests(t *testing.T) {
 		t.Errorf("unchanged, nothing remembered: %q", ops)
 	}
 	old := run(t, r.Dir, "rev-parse", "main")
-	commit(t, r, "refs/heads/main", "21 more")
+	commitTo(t, r, "refs/heads/main", "21 more")
 	var result Result
 	if ops := requests(m, func() { result = take1(t, v, src) }); len(ops) > 6 {
 		t.Errorf("one commit: %q", ops)
@@ -280,13 +280,13 @@ func take1(t *testing.T, v *Vault, src Source) Result {
 
 // Whatever request fails, what is published is whole, and the next attempt succeeds.
 func TestTakeCutAnywhere(t *testing.T) {
-	r := newRepo(t)
-	commit(t, r, "refs/heads/main", "1 first")
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
 	run(t, r.Dir, "repack", "-adq")
-	commit(t, r, "refs/heads/main", "2 loose")
+	commitTo(t, r, "refs/heads/main", "2 loose")
 	for cut := 0; ; cut++ {
 		v, m := testVault(t)
-		src := source(t, r)
+		src := sourceOf(t, r)
 		var mu sync.Mutex
 		n, broken := 0, errors.New("cut")
 		m.before = func(string, string) error {
@@ -342,11 +342,11 @@ func TestTakeDamagedSource(t *testing.T) {
 	}
 	t.Run("a loose object that is needed", func(t *testing.T) {
 		v, m := testVault(t)
-		r := newRepo(t)
-		commit(t, r, "refs/heads/main", "1 first")
+		r := newSource(t)
+		commitTo(t, r, "refs/heads/main", "1 first")
 		id := run(t, r.Dir, "rev-parse", "main:file-1")
 		corrupt(t, loose(r, id), empty)
-		_, err := v.Take(t.Context(), source(t, r))
+		_, err := v.Take(t.Context(), sourceOf(t, r))
 		if !errors.Is(err, ErrSource) || !strings.Contains(err.Error(), id) || m.puts != 0 {
 			t.Errorf("%v", err)
 		}
@@ -354,23 +354,23 @@ func TestTakeDamagedSource(t *testing.T) {
 	})
 	t.Run("a loose object that nothing reaches", func(t *testing.T) {
 		v, _ := testVault(t)
-		r := newRepo(t)
-		commit(t, r, "refs/heads/main", "1 first")
-		id := commit(t, r, "refs/heads/other", "2 first")
+		r := newSource(t)
+		commitTo(t, r, "refs/heads/main", "1 first")
+		id := commitTo(t, r, "refs/heads/other", "2 first")
 		run(t, r.Dir, "update-ref", "-d", "refs/heads/other")
 		corrupt(t, loose(r, id), empty)
-		if got := take(t, v, source(t, r)); !strings.Contains(got.Note, id) {
+		if got := take(t, v, sourceOf(t, r)); !strings.Contains(got.Note, id) {
 			t.Errorf("%+v", got)
 		}
 	})
 	t.Run("a value of a ref", func(t *testing.T) {
 		v, m := testVault(t)
-		r := newRepo(t)
-		id := commit(t, r, "refs/heads/main", "1 first")
+		r := newSource(t)
+		id := commitTo(t, r, "refs/heads/main", "1 first")
 		if err := os.Remove(loose(r, id)); err != nil {
 			t.Fatal(err)
 		}
-		_, err := v.Take(t.Context(), source(t, r))
+		_, err := v.Take(t.Context(), sourceOf(t, r))
 		if !errors.Is(err, ErrSource) || !strings.Contains(err.Error(), id) || !strings.Contains(err.Error(), "refs/heads/main") || m.puts != 0 {
 			t.Errorf("%v", err)
 		}
@@ -378,10 +378,10 @@ func TestTakeDamagedSource(t *testing.T) {
 	for _, suffix := range []string{".pack", ".idx"} {
 		t.Run("a bit of a "+suffix, func(t *testing.T) {
 			v, _ := testVault(t)
-			r := newRepo(t)
-			commit(t, r, "refs/heads/main", "1 first")
+			r := newSource(t)
+			commitTo(t, r, "refs/heads/main", "1 first")
 			corrupt(t, pack(t, r, suffix), flip)
-			_, err := v.Take(t.Context(), source(t, r))
+			_, err := v.Take(t.Context(), sourceOf(t, r))
 			if !errors.Is(err, ErrSource) || !strings.Contains(err.Error(), "pack-") {
 				t.Errorf("%v", err)
 			}
@@ -392,14 +392,14 @@ func TestTakeDamagedSource(t *testing.T) {
 	}
 	t.Run("history that is not there", func(t *testing.T) {
 		v, _ := testVault(t)
-		r := newRepo(t)
-		commit(t, r, "refs/heads/main", "1 first")
-		commit(t, r, "refs/heads/main", "2 second")
+		r := newSource(t)
+		commitTo(t, r, "refs/heads/main", "1 first")
+		commitTo(t, r, "refs/heads/main", "2 second")
 		id := run(t, r.Dir, "rev-parse", "main~1:file-1")
 		if err := os.Remove(loose(r, id)); err != nil {
 			t.Fatal(err)
 		}
-		src := source(t, r)
+		src := sourceOf(t, r)
 		result, err := v.Take(t.Context(), src)
 		if !errors.Is(err, ErrSource) || !strings.Contains(err.Error(), id) || result.Name.Sum == "" {
 			t.Fatalf("%+v, %v", result, err)
@@ -429,11 +429,11 @@ func TestTakeDamagedSource(t *testing.T) {
 	})
 	t.Run("new history", func(t *testing.T) {
 		v, m := testVault(t)
-		r := newRepo(t)
-		commit(t, r, "refs/heads/main", "1 first")
-		src := source(t, r)
+		r := newSource(t)
+		commitTo(t, r, "refs/heads/main", "1 first")
+		src := sourceOf(t, r)
 		good := take(t, v, src)
-		commit(t, r, "refs/heads/main", "2 second")
+		commitTo(t, r, "refs/heads/main", "2 second")
 		id := run(t, r.Dir, "rev-parse", "main:file-2")
 		corrupt(t, loose(r, id), empty)
 		puts := m.puts
@@ -460,13 +460,13 @@ func kinds(t *testing.T, v *Vault) (kinds []string) {
 
 func TestTakeRefuses(t *testing.T) {
 	v, m := testVault(t)
-	r := newRepo(t)
-	commit(t, r, "refs/heads/main", "1 first")
-	id := commit(t, r, "refs/heads/main", "2 second")
-	shallow, partial := newRepo(t), newRepo(t)
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	id := commitTo(t, r, "refs/heads/main", "2 second")
+	shallow, partial := newSource(t), newSource(t)
 	run(t, shallow.Dir, "fetch", "-q", "--depth=1", "file://"+r.Dir, "main:main")
 	run(t, partial.Dir, "config", "remote.origin.promisor", "true")
-	broken := newRepo(t)
+	broken := newSource(t)
 	if err := os.WriteFile(filepath.Join(broken.Dir, "refs/heads/x"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -483,16 +483,16 @@ func TestTakeRefuses(t *testing.T) {
 
 func TestTakeAlternates(t *testing.T) {
 	v, _ := testVault(t)
-	r := newRepo(t)
-	commit(t, r, "refs/heads/main", "1 first")
-	borrower := newRepo(t)
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	borrower := newSource(t)
 	if err := os.WriteFile(filepath.Join(borrower.Dir, "objects/info/alternates"), []byte(`"`+strings.ReplaceAll(filepath.Join(r.Dir, "objects"), `"`, `\"`)+"\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	run(t, borrower.Dir, "update-ref", "refs/heads/main", run(t, r.Dir, "rev-parse", "main"))
 	src := source(t, borrower)
 	take(t, v, src)
-	commit(t, borrower, "refs/heads/main", "2 second")
+	commitTo(t, borrower, "refs/heads/main", "2 second")
 	if got := take(t, v, src); got.Packs != 2 {
 		t.Errorf("%+v", got)
 	}
@@ -508,8 +508,8 @@ func TestTakeFiles(t *testing.T) {
 		if sealed {
 			v.Recipients, v.Identities = []age.Recipient{identity.Recipient()}, []age.Identity{identity}
 		}
-		r := newRepo(t)
-		commit(t, r, "refs/heads/main", "1 first")
+		r := newSource(t)
+		commitTo(t, r, "refs/heads/main", "1 first")
 		write := func(name, text string, mode os.FileMode) {
 			path := filepath.Join(r.Dir, name)
 			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), mode), os.Chmod(path, mode)); err != nil {
@@ -526,7 +526,7 @@ func TestTakeFiles(t *testing.T) {
 		if err := errors.Join(os.Symlink("/etc/passwd", filepath.Join(r.Dir, "hooks/outside")), os.Symlink("update", filepath.Join(r.Dir, "hooks/inside"))); err != nil {
 			t.Fatal(err)
 		}
-		src := source(t, r)
+		src := sourceOf(t, r)
 		got := take(t, v, src)
 		manifest := compare(t, v, got.Name, r)
 		modes := map[string]uint32{}
@@ -564,20 +564,20 @@ func TestTakeFiles(t *testing.T) {
 
 func TestTakeCompacts(t *testing.T) {
 	v, _ := testVault(t)
-	r := newRepo(t)
+	r := newSource(t)
 	for i := range 30 {
-		commit(t, r, "refs/heads/main", fmt.Sprintf("%d %s", i, strings.Repeat("long ", 100*i)))
+		commitTo(t, r, "refs/heads/main", fmt.Sprintf("%d %s", i, strings.Repeat("long ", 100*i)))
 	}
 	run(t, r.Dir, "repack", "-adq")
-	src := source(t, r)
+	src := sourceOf(t, r)
 	first := take1(t, v, src)
 	compacted := 0
 	for i := range maxPacks + 5 {
-		commit(t, r, "refs/heads/main", fmt.Sprintf("%d more", i))
+		commitTo(t, r, "refs/heads/main", fmt.Sprintf("%d more", i))
 		if i == maxPacks-5 { // something in the small packs goes from here
 			run(t, r.Dir, "update-ref", "refs/heads/main", "main~3")
 			run(t, r.Dir, "gc", "-q", "--prune=now")
-			commit(t, r, "refs/heads/main", "x instead")
+			commitTo(t, r, "refs/heads/main", "x instead")
 		}
 		if got := take1(t, v, src); got.Compacted {
 			compacted++
@@ -614,8 +614,8 @@ func TestToMerge(t *testing.T) {
 // A gc, repacks and pushes run beside: every snapshot is whole.
 func TestTakeBesideGC(t *testing.T) {
 	v, _ := testVault(t)
-	r := newRepo(t)
-	commit(t, r, "refs/heads/main", "1 first")
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
 	ctx, stop := context.WithCancel(t.Context())
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -628,12 +628,12 @@ func TestTakeBesideGC(t *testing.T) {
 	})
 	group.Go(func() {
 		for i := 0; ctx.Err() == nil; i++ {
-			commit(t, r, fmt.Sprintf("refs/heads/b%d", i%7), fmt.Sprintf("%d push", i))
+			commitTo(t, r, fmt.Sprintf("refs/heads/b%d", i%7), fmt.Sprintf("%d push", i))
 		}
 	})
 	var taken []Name
 	for i := range 12 {
-		src := source(t, r)
+		src := sourceOf(t, r)
 		src.Repository = fmt.Sprintf("r%d", i%6) // half of them are first snapshots
 		result, err := v.Take(t.Context(), src)
 		if err != nil {
@@ -651,14 +651,14 @@ func TestTakeBesideGC(t *testing.T) {
 
 func TestTakeTwoAtOnce(t *testing.T) {
 	v, _ := testVault(t)
-	r := newRepo(t)
-	commit(t, r, "refs/heads/main", "1 first")
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
 	for range 3 {
 		var names [3]Name
 		var group sync.WaitGroup
 		for i := range names {
 			group.Go(func() {
-				result, err := v.Take(t.Context(), source(t, r))
+				result, err := v.Take(t.Context(), sourceOf(t, r))
 				if err != nil {
 					t.Error(err)
 				}
@@ -669,7 +669,7 @@ func TestTakeTwoAtOnce(t *testing.T) {
 		for _, name := range names {
 			compare(t, v, name, r)
 		}
-		commit(t, r, "refs/heads/main", "2 next")
+		commitTo(t, r, "refs/heads/main", "2 next")
 	}
 }
 
@@ -678,10 +678,10 @@ func TestTakeFindsTakenKeys(t *testing.T) {
 	v, m := testVault(t)
 	now := time.Now()
 	v.Now, m.now = func() time.Time { return now }, func() time.Time { return now }
-	r := newRepo(t)
-	commit(t, r, "refs/heads/main", "1 first")
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
 	run(t, r.Dir, "repack", "-adq")
-	src := source(t, r)
+	src := sourceOf(t, r)
 	cut := errors.New("cut")
 	m.before = func(op, key string) error {
 		if op == "put" && strings.HasPrefix(key, "snapshots/") {
@@ -712,11 +712,11 @@ func TestTakeLong(t *testing.T) {
 	v, m := testVault(t)
 	now := time.Now()
 	v.Now = func() time.Time { return now }
-	r := newRepo(t)
-	commit(t, r, "refs/heads/main", "1 first")
-	src := source(t, r)
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	src := sourceOf(t, r)
 	base := take(t, v, src)
-	commit(t, r, "refs/heads/main", "2 second")
+	commitTo(t, r, "refs/heads/main", "2 second")
 	m.before = func(op, key string) error {
 		if op == "put" && strings.HasSuffix(key, ".pack") {
 			now = now.Add(v.grace())
@@ -741,9 +741,9 @@ func TestTakeRetains(t *testing.T) {
 	v, m := testVault(t)
 	now := time.Now()
 	v.Now, m.now, v.Retain = func() time.Time { return now }, func() time.Time { return now }, 40*24*time.Hour
-	r := newRepo(t)
-	commit(t, r, "refs/heads/main", "1 first")
-	src := source(t, r)
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	src := sourceOf(t, r)
 	take(t, v, src)
 	for day := range 100 {
 		now = now.Add(24 * time.Hour)
@@ -767,12 +767,12 @@ func TestTakeClockGoesBack(t *testing.T) {
 	v, _ := testVault(t)
 	now := time.Now()
 	v.Now = func() time.Time { return now }
-	r := newRepo(t)
-	commit(t, r, "refs/heads/main", "1 first")
-	src := source(t, r)
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	src := sourceOf(t, r)
 	first := take(t, v, src)
 	now = now.Add(-time.Hour)
-	commit(t, r, "refs/heads/main", "2 second")
+	commitTo(t, r, "refs/heads/main", "2 second")
 	second := take(t, v, src)
 	if !second.Name.Time.After(first.Name.Time) {
 		t.Errorf("%s is not after %s", second.Name.Time, first.Name.Time)

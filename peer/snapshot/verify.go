@@ -219,7 +219,7 @@ func (ver *verification) readAll(ctx context.Context) error {
 			all = append(all, ver.needs[key])
 		}
 	}
-	return each(ctx, parallel, all, func(ctx context.Context, o Object) error {
+	return each(ctx, transfers, all, func(ctx context.Context, o Object) error {
 		err := ver.readOne(ctx, o)
 		if errors.Is(err, ErrDamaged) {
 			ver.mu.Lock()
