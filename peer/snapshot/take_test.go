@@ -76,7 +76,7 @@ func sourceOf(t testing.TB, r git.Repo) Source {
 }
 
 // take takes a snapshot and has the vault's content compared with the repository.
-func take(t testing.TB, v *Vault, src Source) Result {
+func takeNow(t testing.TB, v *Vault, src Source) Result {
 	t.Helper()
 	result, err := v.Take(t.Context(), src)
 	if err != nil {
@@ -169,36 +169,36 @@ func TestTakeHistory(t *testing.T) {
 			v, m := testVault(t)
 			r := newSource(t, "--object-format="+format)
 			src := sourceOf(t, r)
-			if got := take(t, v, src); got.Packs != 0 || got.Unchanged {
+			if got := takeNow(t, v, src); got.Packs != 0 || got.Unchanged {
 				t.Fatalf("an empty repository: %+v", got)
 			}
 			commitTo(t, r, "refs/heads/main", "1 first")
 			second := commitTo(t, r, "refs/heads/main", "2 second")
 			commitTo(t, r, "refs/mirror/rescued/x", "3 rescued")
-			first := take(t, v, src)
+			first := takeNow(t, v, src)
 			if first.Packs != 1 || !first.Checked || first.Note != "" {
 				t.Fatalf("%+v", first)
 			}
 			run(t, r.Dir, "tag", "-a", "-m", "t", "v1", second)
 			run(t, r.Dir, "symbolic-ref", "refs/heads/alias", "refs/heads/main")
-			got := take(t, v, src)
+			got := takeNow(t, v, src)
 			if manifest := compare(t, v, got.Name, r); manifest.SymRefs["refs/heads/alias"] != "refs/heads/main" || got.Packs != 2 {
 				t.Fatalf("%+v, %+v", got, manifest)
 			}
 			run(t, r.Dir, "repack", "-adq")
 			run(t, r.Dir, "pack-refs", "--all")
 			puts := m.puts
-			if got := take(t, v, src); !got.Unchanged || m.puts != puts {
+			if got := takeNow(t, v, src); !got.Unchanged || m.puts != puts {
 				t.Fatalf("a repack changed something: %+v", got)
 			}
 			// A deletion, a branch on an old commit: refs only.
 			run(t, r.Dir, "update-ref", "-d", "refs/mirror/rescued/x")
 			run(t, r.Dir, "update-ref", "refs/heads/old", second+"~1")
-			if got := take(t, v, src); got.Packs != 2 || got.Uploaded != 0 || m.puts != puts+1 {
+			if got := takeNow(t, v, src); got.Packs != 2 || got.Uploaded != 0 || m.puts != puts+1 {
 				t.Fatalf("only refs changed: %+v", got)
 			}
 			run(t, r.Dir, "update-ref", "--no-deref", "HEAD", second)
-			got = take(t, v, src)
+			got = takeNow(t, v, src)
 			if manifest := compare(t, v, got.Name, r); manifest.Detached != second || manifest.Head != "" || manifest.Previous == "" {
 				t.Fatalf("%+v", manifest)
 			}
@@ -209,7 +209,7 @@ func TestTakeHistory(t *testing.T) {
 			run(t, r.Dir, "tag", "-d", "v1")
 			run(t, r.Dir, "-c", "gc.pruneExpire=now", "gc", "-q", "--prune=now")
 			commitTo(t, r, "refs/heads/main", "4 instead")
-			take(t, v, src)
+			takeNow(t, v, src)
 			compareOld(t, v, first.Name)
 			leftovers(t, v)
 		})
@@ -239,7 +239,7 @@ func TestTakeRequests(t *testing.T) {
 	for i := range 20 {
 		commitTo(t, r, "refs/heads/main", fmt.Sprintf("%d %s", i, strings.Repeat("x", i)))
 	}
-	take(t, v, src)
+	takeNow(t, v, src)
 	if ops := requests(m, func() { take1(t, v, src) }); len(ops) > 1 {
 		t.Errorf("unchanged: %q", ops)
 	}
@@ -314,7 +314,7 @@ func TestTakeCutAnywhere(t *testing.T) {
 			t.Fatalf("request %d failed, and there is a snapshot: %v", cut, err)
 		}
 		leftovers(t, v)
-		take(t, v, src)
+		takeNow(t, v, src)
 	}
 }
 
@@ -359,7 +359,7 @@ func TestTakeDamagedSource(t *testing.T) {
 		id := commitTo(t, r, "refs/heads/other", "2 first")
 		run(t, r.Dir, "update-ref", "-d", "refs/heads/other")
 		corrupt(t, loose(r, id), empty)
-		if got := take(t, v, sourceOf(t, r)); !strings.Contains(got.Note, id) {
+		if got := takeNow(t, v, sourceOf(t, r)); !strings.Contains(got.Note, id) {
 			t.Errorf("%+v", got)
 		}
 	})
@@ -422,17 +422,17 @@ func TestTakeDamagedSource(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%s", out)
 		}
-		if got := take(t, v, src); got.Unchanged || got.Name.Sum == result.Name.Sum {
+		if got := takeNow(t, v, src); got.Unchanged || got.Name.Sum == result.Name.Sum {
 			t.Errorf("%+v", got)
 		}
-		take(t, v, src)
+		takeNow(t, v, src)
 	})
 	t.Run("new history", func(t *testing.T) {
 		v, m := testVault(t)
 		r := newSource(t)
 		commitTo(t, r, "refs/heads/main", "1 first")
 		src := sourceOf(t, r)
-		good := take(t, v, src)
+		good := takeNow(t, v, src)
 		commitTo(t, r, "refs/heads/main", "2 second")
 		id := run(t, r.Dir, "rev-parse", "main:file-2")
 		corrupt(t, loose(r, id), empty)
@@ -471,7 +471,7 @@ func TestTakeRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, repo := range map[string]git.Repo{"unshallow": shallow, "partial clone": partial, "refs/heads/x": broken, "not a repository": {Dir: t.TempDir()}} {
-		_, err := v.Take(t.Context(), source(t, repo))
+		_, err := v.Take(t.Context(), sourceOf(t, repo))
 		if !errors.Is(err, ErrSource) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
@@ -490,10 +490,10 @@ func TestTakeAlternates(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, borrower.Dir, "update-ref", "refs/heads/main", run(t, r.Dir, "rev-parse", "main"))
-	src := source(t, borrower)
-	take(t, v, src)
+	src := sourceOf(t, borrower)
+	takeNow(t, v, src)
 	commitTo(t, borrower, "refs/heads/main", "2 second")
-	if got := take(t, v, src); got.Packs != 2 {
+	if got := takeNow(t, v, src); got.Packs != 2 {
 		t.Errorf("%+v", got)
 	}
 }
@@ -527,7 +527,7 @@ func TestTakeFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		src := sourceOf(t, r)
-		got := take(t, v, src)
+		got := takeNow(t, v, src)
 		manifest := compare(t, v, got.Name, r)
 		modes := map[string]uint32{}
 		for _, f := range manifest.Files {
@@ -539,7 +539,7 @@ func TestTakeFiles(t *testing.T) {
 		}
 		write("hooks/update", large+"x", 0o755)
 		puts := m.puts
-		if got := take(t, v, src); got.Unchanged || m.puts != puts+2 { // the file and the manifest
+		if got := takeNow(t, v, src); got.Unchanged || m.puts != puts+2 { // the file and the manifest
 			t.Errorf("%+v, %d puts", got, m.puts-puts)
 		}
 		write("lfs/objects/2c/f2/2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9825", "hallo", 0o644)
@@ -590,7 +590,7 @@ func TestTakeCompacts(t *testing.T) {
 	if compacted != 1 {
 		t.Errorf("compacted %d times", compacted)
 	}
-	take(t, v, src)
+	takeNow(t, v, src)
 	compareOld(t, v, first.Name)
 }
 
@@ -699,7 +699,7 @@ func TestTakeFindsTakenKeys(t *testing.T) {
 	}
 	delete(m.blobs, young.Name.Key())
 	now = now.Add(v.grace()/2 + time.Second)
-	old := take(t, v, src)
+	old := takeNow(t, v, src)
 	for _, o := range compare(t, v, old.Name, r).Objects() {
 		if !strings.Contains(o.Key, "~") {
 			t.Errorf("%s is used, which a prune may be about to delete", o.Key)
@@ -715,7 +715,7 @@ func TestTakeLong(t *testing.T) {
 	r := newSource(t)
 	commitTo(t, r, "refs/heads/main", "1 first")
 	src := sourceOf(t, r)
-	base := take(t, v, src)
+	base := takeNow(t, v, src)
 	commitTo(t, r, "refs/heads/main", "2 second")
 	m.before = func(op, key string) error {
 		if op == "put" && strings.HasSuffix(key, ".pack") {
@@ -731,7 +731,7 @@ func TestTakeLong(t *testing.T) {
 		}
 		return nil
 	}
-	got := take(t, v, src)
+	got := takeNow(t, v, src)
 	if got.Name.Time.Before(base.Name.Time) {
 		t.Errorf("%+v", got)
 	}
@@ -744,7 +744,7 @@ func TestTakeRetains(t *testing.T) {
 	r := newSource(t)
 	commitTo(t, r, "refs/heads/main", "1 first")
 	src := sourceOf(t, r)
-	take(t, v, src)
+	takeNow(t, v, src)
 	for day := range 100 {
 		now = now.Add(24 * time.Hour)
 		got := take1(t, v, src)
@@ -770,10 +770,10 @@ func TestTakeClockGoesBack(t *testing.T) {
 	r := newSource(t)
 	commitTo(t, r, "refs/heads/main", "1 first")
 	src := sourceOf(t, r)
-	first := take(t, v, src)
+	first := takeNow(t, v, src)
 	now = now.Add(-time.Hour)
 	commitTo(t, r, "refs/heads/main", "2 second")
-	second := take(t, v, src)
+	second := takeNow(t, v, src)
 	if !second.Name.Time.After(first.Name.Time) {
 		t.Errorf("%s is not after %s", second.Name.Time, first.Name.Time)
 	}
