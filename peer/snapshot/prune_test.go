@@ -133,7 +133,7 @@ func TestPruneTakesTwoRunsAndAGracePeriod(t *testing.T) {
 	if r := w.prune(keepOne); r.Deleted != (Amount{1, 3}) || w.has("old") || !w.has("both") || !w.has("new") {
 		t.Errorf("after it: %+v, %v", r, w.below("data/"))
 	}
-	gone, err := w.pruned(t.Context(), "ip1")
+	gone, err := w.removed(t.Context(), "ip1")
 	if err != nil || !gone[first.Sum] || len(gone) != 1 {
 		t.Errorf("what the latest snapshot follows is not known as removed: %v, %v", gone, err)
 	}
@@ -149,7 +149,7 @@ func TestPruneTakesTwoRunsAndAGracePeriod(t *testing.T) {
 	w.prune(keepOne)
 	w.pass(100 * 24 * time.Hour)
 	w.prune(keepOne)
-	if gone, _ = w.pruned(t.Context(), "ip1"); !gone[second.Sum] || !gone[first.Sum] || len(gone) != 2 || len(w.below("marks/")) != 1 {
+	if gone, _ = w.removed(t.Context(), "ip1"); !gone[second.Sum] || !gone[first.Sum] || len(gone) != 2 || len(w.below("marks/")) != 1 {
 		t.Errorf("marks pile up: %v, %v", gone, w.below("marks/"))
 	}
 }
