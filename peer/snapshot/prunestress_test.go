@@ -130,8 +130,8 @@ func (g gated) List(ctx context.Context, prefix, after string, limit int) iter.S
 
 const simRepository = "ip1"
 
-// take is a backup reduced to the rules that say what it may rely on.
-func take(a *actor) {
+// takeStep is a backup reduced to the rules that say what it may rely on.
+func takeStep(a *actor) {
 	v, s := a.vault, a.sim
 	a.sleep(simGrace / 3)
 	wanted := map[int]bool{}
@@ -334,7 +334,7 @@ func simulate(t testing.TB, seed uint64, steps int) *simulation {
 		s.locksAll = s.rng.IntN(2) == 0
 	}
 	for i := range 6 {
-		a := &actor{sim: s, run: take}
+		a := &actor{sim: s, run: takeStep}
 		skew := time.Duration(s.rng.Int64N(int64(simGrace/8))) - simGrace/16
 		a.vault = &Vault{Store: gated{s.store, a}, Server: fmt.Sprintf("server%d", i), Grace: simGrace, Retain: retain, Now: func() time.Time { return s.now.Add(skew) }}
 		if i%2 == 1 {

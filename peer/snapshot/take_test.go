@@ -471,7 +471,7 @@ func TestTakeRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, repo := range map[string]git.Repo{"unshallow": shallow, "partial clone": partial, "refs/heads/x": broken, "not a repository": {Dir: t.TempDir()}} {
-		_, err := v.Take(t.Context(), source(t, repo))
+		_, err := v.Take(t.Context(), sourceOf(t, repo))
 		if !errors.Is(err, ErrSource) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
@@ -490,7 +490,7 @@ func TestTakeAlternates(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, borrower.Dir, "update-ref", "refs/heads/main", run(t, r.Dir, "rev-parse", "main"))
-	src := source(t, borrower)
+	src := sourceOf(t, borrower)
 	take(t, v, src)
 	commitTo(t, borrower, "refs/heads/main", "2 second")
 	if got := take(t, v, src); got.Packs != 2 {

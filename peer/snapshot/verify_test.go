@@ -188,8 +188,8 @@ func expectFault(t *testing.T, v *Vault, what, key string, users []Name) {
 	}
 }
 
-// memoryDir is a directory where fsync costs nothing, when the machine has one.
-func memoryDir(t testing.TB) string {
+// ramDir is a directory where fsync costs nothing, when the machine has one.
+func ramDir(t testing.TB) string {
 	dir, err := os.MkdirTemp("/dev/shm", "mirror-shell-test-*")
 	if err != nil {
 		return t.TempDir()
@@ -204,7 +204,7 @@ func expectNoWrongRestore(t *testing.T, v *Vault, what, key string, users, all [
 		if what != "removed" && !slices.Contains(users, name) {
 			continue
 		}
-		base := memoryDir(t)
+		base := ramDir(t)
 		_, err := v.Restore(t.Context(), name, base+"/ip1.git", RestoreOptions{Check: Checksums})
 		left := names(t, base)
 		if slices.Contains(users, name) {
@@ -237,7 +237,9 @@ func TestVerifyChain(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 	}
-	m.blobs["marks/group/ip1.git/x.json"] = []byte(fmt.Sprintf(`{"format":1,"time":"2026-11-22T00:00:00Z","removed":[{"sum":%q,"time":"2026-11-21T00:00:00Z"}],"candidates":[]}`, all[0].Sum))
+	if err := v.putMark(t.Context(), "group/ip1", &mark{Format: Format, Time: time.Now().UTC().Truncate(time.Millisecond), Removed: []removed{{all[0].Sum, all[0].Time}}}); err != nil {
+		t.Fatal(err)
+	}
 	if got := verify(VerifyOptions{Expect: all[1].Sum}); !got.OK() || got.Unreferenced == 0 {
 		t.Errorf("%+v", got)
 	}
