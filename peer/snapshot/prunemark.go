@@ -172,6 +172,22 @@ func (v *Vault) putMark(ctx context.Context, repository string, m *mark) error {
 	return nil
 }
 
+// removed returns the Sums of snapshots that Prune removed, as far as a remaining snapshot may follow them:
+// one that is neither there nor among these has vanished.
+func (v *Vault) removed(ctx context.Context, repository string) (map[string]bool, error) {
+	marks, _, err := v.marks(ctx, repository)
+	if err != nil {
+		return nil, err
+	}
+	sums := map[string]bool{}
+	for _, m := range marks {
+		for _, r := range m.Removed {
+			sums[r.Sum] = true
+		}
+	}
+	return sums, nil
+}
+
 // doomed returns the keys of data that Prune may delete within the time that a backup may still rely on
 // them: candidates of marks that are older than half the grace period. A backup that looks again calls it
 // first and asks then whether what it relies on is there: data that is there after this, and not
