@@ -36,8 +36,8 @@ func TestPruneUnderSIGKILL(t *testing.T) {
 	roles := []string{"take-0", "take-1", "prune-0", "prune-1"}
 	for _, role := range roles[:2] {
 		repo := git.Repo{Dir: filepath.Join(dir, role+".git")}
-		run(t, ".", "init", "-q", "--bare", "-b", "main", repo.Dir)
-		commit(t, repo, "refs/heads/main", "first of "+role)
+		killGit("", ".", "init", "-q", "--bare", "-b", "main", repo.Dir)
+		killCommit(repo.Dir, "refs/heads/main", "first of "+role)
 	}
 	v := killVault(t, dir, "judge")
 	end := time.Now().Add(long)
@@ -149,17 +149,17 @@ func killableTake(t *testing.T, v *Vault, log io.Writer, r git.Repo, memory stri
 		branch := fmt.Sprintf("refs/heads/b%d", rand.IntN(3))
 		switch rand.IntN(4) {
 		case 0:
-			tryRun(r.Dir, "update-ref", "-d", branch)
+			killGit("", r.Dir, "update-ref", "-d", branch)
 		case 1:
 			os.WriteFile(filepath.Join(r.Dir, "description"), fmt.Appendf(nil, "%d", rand.IntN(3)), 0o600)
 		case 2:
-			tryRun(r.Dir, "update-ref", branch, "refs/heads/main")
+			killGit("", r.Dir, "update-ref", branch, "refs/heads/main")
 		default:
-			tryCommit(r, branch, fmt.Sprintf("%d content", rand.IntN(5)))
+			killCommit(r.Dir, branch, fmt.Sprintf("%d content", rand.IntN(5)))
 		}
 	}
 	if rand.IntN(10) == 0 {
-		tryRun(r.Dir, "repack", "-adq")
+		killGit("", r.Dir, "repack", "-adq")
 	}
 	began := time.Now()
 	slow := time.Duration(0)
@@ -180,6 +180,21 @@ func killableTake(t *testing.T, v *Vault, log io.Writer, r git.Repo, memory stri
 			fmt.Fprintln(log, "again")
 		}
 	}
+}
+
+// killGit runs git and returns what it prints. It may fail: whatever was killed before left it so.
+func killGit(stdin, dir string, args ...string) string {
+	cmd := exec.Command("git", append([]string{"-c", "gc.auto=0", "-c", "user.name=a", "-c", "user.email=a@b"}, args...)...)
+	cmd.Dir, cmd.Stdin, cmd.Env = dir, strings.NewReader(stdin), proc.Env("LC_ALL=C", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
+	out, _ := cmd.Output()
+	return strings.TrimSpace(string(out))
+}
+
+// killCommit sets a ref to a new commit without parents.
+func killCommit(dir, ref, text string) {
+	blob := killGit(text, dir, "hash-object", "-w", "--stdin")
+	tree := killGit("100644 blob "+blob+"\tfile\n", dir, "mktree")
+	killGit("", dir, "update-ref", ref, killGit("", dir, "commit-tree", tree, "-m", text))
 }
 
 // judge reads all that every manifest names. A manifest may go meanwhile.
