@@ -130,7 +130,7 @@ func (r Repo) PackTo(ctx context.Context, s Scratch, ids io.Reader, revs bool) (
 	}
 	var out bytes.Buffer
 	if _, err := r.runWith(ctx, s.environment(&r), ids, &out, append(args, s.PackPath("pack"))...); err != nil {
-		return "", err
+		return "", naming(err)
 	}
 	hash := strings.TrimSpace(out.String())
 	if hash == "" {
@@ -152,7 +152,7 @@ func checkPack(ctx context.Context, path string, digits int) error {
 	// In no repository: git would compare each object with the one that it has already.
 	nowhere := Repo{Dir: filepath.Join(filepath.Dir(path), "none")}
 	if _, err := nowhere.run(ctx, nil, nil, "index-pack", "--verify", "--object-format="+format, path); err != nil {
-		return fmt.Errorf("check the new pack: %w", err)
+		return fmt.Errorf("the repository's objects are damaged: check the new pack: %w", naming(err))
 	}
 	return nil
 }
@@ -190,7 +190,7 @@ func (r Repo) Complete(ctx context.Context, s *Scratch, tips []string) error {
 	if err == nil || ctx.Err() != nil || proc.ExitCode(err) < 0 {
 		return err
 	}
-	missing := oidInText.FindAllString(err.Error(), -1)
+	missing := objectsIn(err)
 	// Git stops at the first. Objects other than commits can be had all at once.
 	out := &lineWriter{line: func(line string) {
 		if oid, ok := strings.CutPrefix(line, "?"); ok && len(missing) < maxNamed {
@@ -201,6 +201,26 @@ func (r Repo) Complete(ctx context.Context, s *Scratch, tips []string) error {
 	slices.Sort(missing)
 	missing = slices.Compact(missing)
 	return fmt.Errorf("%w: missing or not readable: %s: %w", ErrIncomplete, strings.Join(missing, " "), err)
+}
+
+// objectsIn returns the object ids that git speaks of when it fails.
+func objectsIn(err error) []string {
+	var failed *proc.Error
+	if !errors.As(err, &failed) {
+		return nil
+	}
+	ids := oidInText.FindAllString(failed.Stderr, -1)
+	slices.Sort(ids)
+	ids = slices.Compact(ids)
+	return ids[:min(len(ids), maxNamed)]
+}
+
+// naming puts the object ids that git speaks of first: what else it says may be cut short in a message.
+func naming(err error) error {
+	if ids := objectsIn(err); len(ids) > 0 && proc.ExitCode(err) > 0 {
+		return fmt.Errorf("damaged or missing: %s: %w", strings.Join(ids, " "), err)
+	}
+	return err
 }
 
 // maxNamed bounds how many missing objects an error names.

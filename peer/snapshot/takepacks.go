@@ -50,6 +50,8 @@ func (t *taking) everything(ctx context.Context) ([]*localPack, error) {
 	case errors.Is(err, errTooMany):
 		t.note("the repository has " + err.Error() + ", so it was packed anew: git gc makes backups faster")
 		return t.packAnew(ctx)
+	case errors.As(err, new(*missingTips)) && t.moved(ctx):
+		return nil, fmt.Errorf("%w: %w", errMoved, err)
 	case err != nil:
 		return nil, &sourceError{t.nameTips(err)}
 	}
@@ -159,11 +161,17 @@ func (t *taking) gitFailed(ctx context.Context, err error) error {
 	if ctx.Err() != nil || proc.ExitCode(err) < 0 {
 		return err
 	}
-	var now capture
-	if readErr := now.readRefs(ctx, t.src.Repo); readErr == nil && !now.sameRefs(&t.now.Manifest) {
+	if t.moved(ctx) {
 		return fmt.Errorf("%w: %w", errMoved, err)
 	}
 	return &sourceError{t.nameTips(err)}
+}
+
+// moved reports whether refs are other than they were when the attempt began.
+func (t *taking) moved(ctx context.Context) bool {
+	var now capture
+	err := now.readRefs(ctx, t.src.Repo)
+	return err == nil && !now.sameRefs(&t.now.Manifest)
 }
 
 func (t *taking) walkError(ctx context.Context, err error) error {
