@@ -157,17 +157,66 @@ func checkPack(ctx context.Context, path string, digits int) error {
 	return nil
 }
 
-// Adds returns the commits that are reachable from want and not from have, newest first, as far as
-// they are at most limit; all is false when there are more. All ids must exist; those that are no
-// commits or tags of one add nothing.
-func (r Repo) Adds(ctx context.Context, want, have []string, limit int) (commits []string, all bool, err error) {
+// Adds returns the commits that are reachable from want and not from have, as far as they are at
+// most limit, and the parents of them that are reachable from have; all is false when there are more. All ids
+// must exist; those that are no commits or tags of one add nothing.
+func (r Repo) Adds(ctx context.Context, want, have []string, limit int) (commits, edge []string, all bool, err error) {
 	stdin := io.MultiReader(lines(want, ""), lines(have, "^"))
-	var out bytes.Buffer
-	if _, err := r.run(ctx, stdin, &out, "rev-list", fmt.Sprintf("--max-count=%d", limit+1), "--stdin"); err != nil {
-		return nil, false, err
+	out := &lineWriter{line: func(line string) {
+		if parent, isEdge := strings.CutPrefix(line, "-"); isEdge {
+			edge = append(edge, parent)
+		} else {
+			commits = append(commits, line)
+		}
+	}}
+	if _, err := r.run(ctx, stdin, out, "rev-list", "--boundary", fmt.Sprintf("--max-count=%d", limit+1), "--stdin"); err != nil {
+		return nil, nil, false, err
 	}
-	commits = strings.Fields(out.String())
-	return commits[:min(len(commits), limit)], len(commits) <= limit, nil
+	return commits, edge, len(commits) <= limit, nil
+}
+
+// Nearest follows history from want, newest first, through at most limit commits, until each line of it has come to a
+// commit for which known is true. It returns these; all is false when some line has none so near, and
+// when one of want is no commit.
+func (r Repo) Nearest(ctx context.Context, want []string, known func(oid string) bool, limit int) (near []string, all bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	behind := map[string]bool{} // what is reachable from known commits, as far as it was met
+	open := map[string]bool{}   // what was named and not met yet
+	for _, oid := range want {
+		open[oid] = true
+	}
+	seen := 0
+	out := &lineWriter{line: func(line string) {
+		if all || seen > limit {
+			return
+		}
+		seen++
+		words := strings.Fields(line)
+		id, parents := words[0], words[1:]
+		delete(open, id)
+		isKnown := known(id)
+		if isKnown && !behind[id] {
+			near = append(near, id)
+		}
+		for _, parent := range parents {
+			switch {
+			case isKnown || behind[id]:
+				behind[parent] = true
+				delete(open, parent)
+			case !behind[parent]:
+				open[parent] = true
+			}
+		}
+		if all = len(open) == 0; all || seen > limit {
+			cancel()
+		}
+	}}
+	_, err = r.run(ctx, lines(want, ""), out, "rev-list", "--parents", "--stdin")
+	if all || seen > limit {
+		return near, all, nil
+	}
+	return near, err == nil && len(open) == 0, err
 }
 
 // ErrIncomplete is wrapped where objects are missing that others need.

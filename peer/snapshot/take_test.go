@@ -627,6 +627,96 @@ func TestToMerge(t *testing.T) {
 	}
 }
 
+// A repository of many small packs is taken in few, and none of what is in them is left out.
+func TestTakeManyPacks(t *testing.T) {
+	v, _ := testVault(t)
+	r := newRepo(t)
+	for i := range maxPacks + 2 {
+		commit(t, r, "refs/heads/main", fmt.Sprintf("%d", i))
+		run(t, r.Dir, "repack", "-dq")
+	}
+	commit(t, r, "refs/heads/main", "x loose")
+	if got := take(t, v, source(t, r)); got.Packs > maxPacks/2 || got.Note != "" {
+		t.Errorf("%+v", got)
+	}
+}
+
+// Grafts hide history that is needed when they go.
+func TestTakeGrafts(t *testing.T) {
+	v, m := testVault(t)
+	r := newRepo(t)
+	old := commit(t, r, "refs/heads/main", "1 old")
+	hidden := commit(t, r, "refs/heads/main", "2 hidden")
+	src := source(t, r)
+	take(t, v, src)
+	tip := commit(t, r, "refs/heads/main", "3 tip")
+	run(t, r.Dir, "repack", "-adq")
+	if err := os.WriteFile(filepath.Join(r.Dir, "info/grafts"), []byte(tip+" "+old+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := take(t, v, src)
+	puts := m.puts
+	if got.Unchanged || hidden == "" {
+		t.Errorf("%+v", got)
+	}
+	run(t, r.Dir, "update-ref", "refs/heads/other", old)
+	if got := take(t, v, src); got.Uploaded != 0 || m.puts != puts+1 {
+		t.Errorf("a pack that the base has was put again: %+v", got)
+	}
+	if err := os.Remove(filepath.Join(r.Dir, "info/grafts")); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, r, "refs/heads/main", "4 next")
+	take(t, v, src)
+}
+
+// With many refs git is told only of some, and what it packs is the same.
+func TestTakeManyRefs(t *testing.T) {
+	v, _ := testVault(t)
+	r := newRepo(t)
+	var in, packed strings.Builder
+	const n = fewTips + 500
+	for i := range n {
+		fmt.Fprintf(&in, "commit refs/heads/main\ncommitter a <a@b> %d +0000\ndata 2\nx\nM 100644 inline f%d\ndata 5\n%05d\n", 1_000_000_000+i, i%10, i)
+	}
+	cmd := exec.Command("git", "--git-dir="+r.Dir, "-c", "fastimport.unpackLimit=0", "fast-import", "--quiet")
+	cmd.Stdin, cmd.Env = strings.NewReader(in.String()), proc.Env()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	ids := strings.Fields(run(t, r.Dir, "rev-list", "--reverse", "main"))
+	for i, id := range ids {
+		if i%50 != 25 { // some commits have no ref
+			fmt.Fprintf(&packed, "%s refs/heads/b%05d\n", id, i)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(r.Dir, "packed-refs"), []byte(packed.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	src := source(t, r)
+	take1(t, v, src)
+	for what, change := range map[string]func(){
+		"a tip":                 func() { commit(t, r, "refs/heads/b02000", "x tip") },
+		"a new branch of a tip": func() { run(t, r.Dir, "update-ref", "refs/heads/n1", ids[7]); commit(t, r, "refs/heads/n1", "y tip") },
+		"a new branch of an old commit": func() {
+			run(t, r.Dir, "update-ref", "refs/heads/n2", ids[25])
+			commit(t, r, "refs/heads/n2", "z tip")
+		},
+		"a tag and a force push": func() {
+			run(t, r.Dir, "tag", "-a", "-m", "t", "v1", ids[75])
+			run(t, r.Dir, "update-ref", "refs/heads/b02000", ids[2])
+			commit(t, r, "refs/heads/b02000", "w tip")
+		},
+	} {
+		change()
+		got := take1(t, v, src)
+		if got.Uploaded > 5000 {
+			t.Errorf("%s: %d bytes", what, got.Uploaded)
+		}
+	}
+	take(t, v, src)
+}
+
 // A gc, repacks and pushes run beside: every snapshot is whole.
 func TestTakeBesideGC(t *testing.T) {
 	v, _ := testVault(t)
