@@ -183,6 +183,7 @@ func (r Repo) Nearest(ctx context.Context, want []string, known func(oid string)
 	defer cancel()
 	behind := map[string]bool{} // what is reachable from known commits, as far as it was met
 	open := map[string]bool{}   // what was named and not met yet
+	met := map[string]bool{}
 	for _, oid := range want {
 		open[oid] = true
 	}
@@ -195,6 +196,7 @@ func (r Repo) Nearest(ctx context.Context, want []string, known func(oid string)
 		words := strings.Fields(line)
 		id, parents := words[0], words[1:]
 		delete(open, id)
+		met[id] = true
 		isKnown := known(id)
 		if isKnown && !behind[id] {
 			near = append(near, id)
@@ -204,7 +206,7 @@ func (r Repo) Nearest(ctx context.Context, want []string, known func(oid string)
 			case isKnown || behind[id]:
 				behind[parent] = true
 				delete(open, parent)
-			case !behind[parent]:
+			case !behind[parent] && !met[parent]:
 				open[parent] = true
 			}
 		}
