@@ -318,7 +318,7 @@ func (t *taking) check(ctx context.Context, fresh []*localPack) error {
 	if t.base != nil {
 		place = nil
 	}
-	err := t.src.Repo.Complete(ctx, place, t.now.tips())
+	err := t.src.Repo.Complete(ctx, place, t.tips)
 	if !errors.Is(err, git.ErrIncomplete) {
 		return err
 	}
