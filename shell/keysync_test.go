@@ -1,6 +1,7 @@
 package shell
 
 import (
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"os"
@@ -248,8 +249,8 @@ func TestSyncUsersChangedByHand(t *testing.T) {
 // come from there keep their bytes and their order, what is added is a user's with our
 // forced command, and a second run has nothing to do.
 func FuzzSyncUsers(f *testing.F) {
-	_, a := newTestKey(f)
-	_, b := newTestKey(f)
+	_, a := sshTestKey(f, ed25519.NewKeyFromSeed(make([]byte, 32)).Public())
+	_, b := sshTestKey(f, ed25519.NewKeyFromSeed([]byte(strings.Repeat("b", 32))).Public())
 	line := func(kind, name, key, more string) string {
 		return fmt.Sprintf("command=\"/usr/bin/mirror-shell %s %s\",restrict %s mirror-shell:%s:%s.pub%s\n", kind, name, key, kind, name, more)
 	}

@@ -3,7 +3,9 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -82,11 +84,31 @@ func (p *Program) apply(ctx context.Context) error {
 		}
 		defer unlock()
 	}
-	a := &applying{Program: p, server: server, result: Applied{Server: server.Hostname, DryRun: cmd.DryRun,
-		Repositories: []AppliedRepository{}, Missing: []string{}}}
+	a := p.newApplying(server)
 	// Keys do not wait for the map to be right: who has to be kept out, is.
 	a.userKeys(ctx)
 	return a.theMap(ctx)
+}
+
+func (p *Program) newApplying(server *mirrorcfg.Server) *applying {
+	return &applying{Program: p, server: server, result: Applied{Server: server.Hostname, DryRun: p.Apply.DryRun,
+		Repositories: []AppliedRepository{}, Missing: []string{}}}
+}
+
+// MapState is what a dry run of apply --from-repository says, for doctor: what would be
+// changed, what stands in the way of the map, and of the keys that belong to it.
+func (p *Program) MapState(ctx context.Context, server *mirrorcfg.Server) (result Applied, mapErr, keysErr error) {
+	quiet := &Program{Programs: p.Programs, Stdout: io.Discard, Stderr: io.Discard}
+	quiet.Config = server.File
+	quiet.Apply = ApplyCmd{DryRun: true, FromRepository: true, AuthorizedKeys: "~/.ssh/authorized_keys"}
+	a := quiet.newApplying(server)
+	a.userKeys(ctx)
+	err := a.theMap(ctx)
+	var exit Exit
+	if errors.As(err, &exit) { // what has failed is in the result
+		err = nil
+	}
+	return a.result, err, a.keysErr
 }
 
 // theMap applies the map itself.
@@ -195,6 +217,7 @@ type applying struct {
 	result  Applied
 	changed int // repositories
 	events  []inbox.Event
+	keysErr error
 	failed  bool
 }
 

@@ -35,7 +35,7 @@ func (a *applying) userKeys(ctx context.Context) {
 			}
 		}
 	}
-	a.failed = true
+	a.failed, a.keysErr = true, fmt.Errorf("%s: %w", where, err)
 	fmt.Fprintf(a.Stderr, "mirror-shell: no user's key is changed: %s: %s\n", where, proc.OneLine(err.Error(), maxLine))
 }
 
