@@ -69,6 +69,9 @@ func New() (*Hook, error) {
 			os.Setenv("HOME", u.HomeDir)
 		}
 	}
+	if started(os.Args[0]) {
+		leaveGitea()
+	}
 	return &Hook{
 		Path: os.Args[0], Dir: dir, Programs: filepath.Dir(self),
 		Peer: os.Getenv(mirrorcfg.EnvPeer), Stdin: os.Stdin, Stderr: os.Stderr, Exec: syscall.Exec,
@@ -304,6 +307,9 @@ func Wake(server *mirrorcfg.Server, programs string) error {
 
 // next goes on with the administrator's own hook, if there is one.
 func (h *Hook) next(name string) int {
+	if started(h.Path) {
+		return 0 // Gitea's script runs what else there is
+	}
 	path := filepath.Join(filepath.Dir(h.Path), name+nextSuffix)
 	info, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
