@@ -99,6 +99,13 @@ func TestBesideGitea(t *testing.T) {
 		t.Errorf("a commit in the browser: %d", status)
 	}
 
+	// Nor does Gitea let a mirror push in, which it would not know the branches of.
+	sam.Git(t, "alice/ip1", "config", "gitolite.mirror.master", "sam")
+	sam.Git(t, "alice/ip1", "branch", "new", "main")
+	if r := sam.Run(t, "mirror-shell", "request-push", "alice/ip1", "-fg", "frodo"); r.Status != 1 || !strings.Contains(r.String(), "Gitea environment not set") {
+		t.Errorf("a mirror push: %s", r)
+	}
+
 	// The account's own git config counts, though Gitea's git does not read it.
 	frodo.Git(t, "alice/ip1", "config", "--unset", "gitolite.mirror.master")
 	frodo.MustRun(t, "git", "config", "--global", "gitolite.mirror.master", "sam")
