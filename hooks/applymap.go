@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"time"
 
@@ -30,9 +31,11 @@ func (h *Hook) applyMap(ctx context.Context, server *mirrorcfg.Server, cfg *mirr
 	ctx, cancel := context.WithTimeout(ctx, applyLimit)
 	defer cancel()
 	cmd := proc.Command(ctx, proc.Env(), filepath.Join(h.Programs, "mirror-shell"), "--config", server.File, "apply", "--from-repository", "--most", applyShown)
-	cmd.Stdout, cmd.Stderr = h.Stderr, h.Stderr
+	// On a slave it is a server that pushes: what is wrong has to be in the log, too.
+	var said proc.Tail
+	cmd.Stdout, cmd.Stderr = h.Stderr, io.MultiWriter(h.Stderr, &said)
 	if err := cmd.Run(); err != nil {
-		logError(server, "mirror map", err, "repository", cfg.Name, "peer", h.Peer)
+		logError(server, "mirror map", err, "repository", cfg.Name, "peer", h.Peer, "said", said.String())
 		fmt.Fprintf(h.Stderr, "mirror-shell: the push is stored, but its mirror map is not applied on %s, or not all of it: %v: "+
 			"correct it and push again, or run there: mirror-shell apply --from-repository\n", server.Hostname, err)
 	}
