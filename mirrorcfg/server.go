@@ -56,6 +56,7 @@ type Accept struct {
 type MapConfig struct {
 	Repository string `toml:"repository"` // "": none, maps are applied by hand
 	File       string `toml:"file"`       // its path in HEAD's tree
+	Keys       string `toml:"keys"`       // a directory there with users' key files; "": none
 }
 
 // Queue says where the jobs table is: "" for SQLite in the state directory.
@@ -134,6 +135,11 @@ func Locate(flag string) (string, error) {
 	if flag != "" {
 		return filepath.Abs(flag)
 	}
+	return DefaultFile()
+}
+
+// DefaultFile returns the configuration file that is used where nobody names one.
+func DefaultFile() (string, error) {
 	candidates := []string{"/etc/mirror-shell/config.toml"}
 	if home, err := os.UserHomeDir(); err == nil {
 		candidates = append([]string{filepath.Join(home, ".config/mirror-shell/config.toml")}, candidates...)
@@ -195,7 +201,7 @@ func (s *Server) knownKeys(key toml.Key) string {
 		return s.peerKeys(key[1])
 	}
 	tables := map[string]string{
-		"users": "authorize, exec", "accept": "create, delete", "map": "repository, file", "queue": "url",
+		"users": "authorize, exec", "accept": "create, delete", "map": "repository, file, keys", "queue": "url",
 		"worker": "jobs, jobs_per_peer, stall_timeout, retry_max",
 		"notify": "command, webhook, webhook_token_file, lag",
 		"guard":  "max_delete_percent, keep_rescued", "ssh": "listen", "http": "listen",
@@ -253,8 +259,8 @@ const defaultMapFile = "mirror.toml"
 func (s *Server) checkMap() error {
 	m := &s.Map
 	if m.Repository == "" {
-		if m.File != "" {
-			return errors.New("map.file is set, and map.repository is not: set both, or neither")
+		if m.File != "" || m.Keys != "" {
+			return errors.New("map.file or map.keys is set, and map.repository is not: say which repository has them")
 		}
 		return nil
 	}
@@ -268,6 +274,9 @@ func (s *Server) checkMap() error {
 	}
 	if !fs.ValidPath(m.File) || !strings.HasSuffix(m.File, ".toml") {
 		return fmt.Errorf("map.file = %q: write the path of a .toml file in the repository, such as %q", m.File, defaultMapFile)
+	}
+	if m.Keys != "" && (!fs.ValidPath(m.Keys) || m.Keys == ".") {
+		return fmt.Errorf("map.keys = %q: write the path of a directory in the repository, such as \"keys\"", m.Keys)
 	}
 	return nil
 }

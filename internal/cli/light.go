@@ -197,6 +197,9 @@ func (p *Program) removeKey(kind shell.KeyKind, cmd NameCmd) error {
 	removed, err := keys.Remove(kind, cmd.Name)
 	for _, e := range removed {
 		fmt.Fprintf(p.Stdout, "%s %s removed: %s %s from %s\n", kind, e.Name, e.Type, e.Fingerprint, keys.Path)
+		if e.Source != "" {
+			fmt.Fprintf(p.Stderr, "mirror-shell: it came from %s in the mirror map's repository, and comes back with the next push there: remove it there, too\n", e.Source)
+		}
 	}
 	return err
 }
@@ -217,7 +220,11 @@ func (p *Program) listKeys() error {
 		return json.NewEncoder(p.Stdout).Encode(entries)
 	}
 	for _, e := range entries {
-		fmt.Fprintf(p.Stdout, "%s\t%s\t%s\t%s %s\n", e.Kind, e.Name, e.File, e.Type, e.Fingerprint)
+		origin := ""
+		if e.Source != "" {
+			origin = "\tfrom " + e.Source + " in the mirror map's repository"
+		}
+		fmt.Fprintf(p.Stdout, "%s\t%s\t%s\t%s %s%s\n", e.Kind, e.Name, e.File, e.Type, e.Fingerprint, origin)
 	}
 	return nil
 }
