@@ -159,14 +159,34 @@ func (a appendFile) Write(line []byte) (n int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if info, err := f.Stat(); err == nil && info.Size() > 0 {
-		last := []byte{'\n'}
-		if _, err := f.ReadAt(last, info.Size()-1); err == nil && last[0] != '\n' {
-			n, err := f.Write(append([]byte{'\n'}, line...))
-			return max(n-1, 0), err
-		}
+	if !cutShort(f) {
+		return f.Write(line)
 	}
-	return f.Write(line)
+	n, err = f.Write(append([]byte{'\n'}, line...))
+	return max(n-1, 0), err
+}
+
+// cutShort reports whether the last line of the file has no end. One that
+// another process is writing at this moment looks like that, too, and is given the
+// time to be done: only what stays as it is was cut.
+func cutShort(f *os.File) bool {
+	size := int64(-1)
+	for range 10 {
+		info, err := f.Stat()
+		if err != nil || info.Size() == 0 {
+			return false
+		}
+		last := []byte{'\n'}
+		if _, err := f.ReadAt(last, info.Size()-1); err != nil || last[0] == '\n' {
+			return false
+		}
+		if info.Size() == size {
+			return true
+		}
+		size = info.Size()
+		time.Sleep(time.Millisecond)
+	}
+	return false
 }
 
 // syslog is a socket of the system's log. Package log/syslog would load package
