@@ -117,7 +117,7 @@ func (p *Program) parse() error {
 	parser, err := kong.New(&p.Grammar,
 		kong.Name("mirror-shell"),
 		kong.Description("Git mirroring: every repository in more than one place, equal, and known to be."),
-		kong.Vars{"version": shell.Version},
+		kong.Vars{"version": shell.ProgramVersion()},
 		kong.Exit(func(code int) { panic(exits{code}) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
 	if err != nil {
