@@ -1,6 +1,9 @@
 package shell
 
-import "runtime/debug"
+import (
+	"runtime/debug"
+	"strings"
+)
 
 // Version is what git describe said of the source, set by the linker (see
 // Makefile); "" for a program that go build made by itself.
@@ -13,8 +16,11 @@ const nextVersion = "0.1.0"
 // that go build found, else only that it is on the way to a version. It reads what is in
 // memory already, and is not for the start of a session.
 func ProgramVersion() string {
-	if Version != "" {
-		return Version
+	switch {
+	case strings.Contains(Version, "."): // v0.1.0, v0.1.0-5-g0123456
+		return strings.TrimPrefix(Version, "v")
+	case Version != "": // without a tag git describe knows the commit only
+		return nextVersion + "-dev+" + Version
 	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -22,7 +22,9 @@ func TestVersion(t *testing.T) {
 	}
 	old := Version
 	defer func() { Version = old }()
-	if Version = "v1.2.3-4-g5678"; ProgramVersion() != Version {
-		t.Errorf("%s", ProgramVersion())
+	for linked, want := range map[string]string{"v1.2.3-4-g5678-dirty": "1.2.3-4-g5678-dirty", "1.2.3": "1.2.3", "5615be1-dirty": "0.1.0-dev+5615be1-dirty"} {
+		if Version = linked; ProgramVersion() != want {
+			t.Errorf("%s: %s, want %s", linked, ProgramVersion(), want)
+		}
 	}
 }
