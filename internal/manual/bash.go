@@ -56,7 +56,7 @@ _mirror_shell() {
   fi
   case $kind in
     file)
-      compopt -o filenames 2>/dev/null
+      compopt -o filenames 2>/dev/null || :
       while IFS= read -r word; do COMPREPLY+=("$word"); done < <(compgen -f -- "$cur") ;;
     ?*) _mirror_shell_names "$cur" "$kind" "${config[@]}" ;;
     *) while IFS= read -r word; do COMPREPLY+=("$word"); done < <(compgen -W "$words" -- "$cur") ;;
