@@ -70,12 +70,16 @@ func (b build) run() (string, error) {
 		return "", err
 	}
 	info.Version, info.VersionSchema, info.Arch, info.Maintainer, info.MTime = version, "none", b.arch, maintainer, when
-	info.Deb.Compression = "xz"
+	info.Prerelease = "" // nfpm guesses one while the version is not set
+	info.Deb.Compression = "gzip"
 	for _, content := range info.Contents {
 		if content.FileInfo == nil {
 			content.FileInfo = &files.ContentFileInfo{}
 		}
 		content.FileInfo.MTime = when
+		if content.Type == files.TypeSymlink {
+			content.FileInfo.Mode = 0o777
+		}
 	}
 	return b.pack(nfpm.WithDefaults(info))
 }
