@@ -237,7 +237,7 @@ func TestBash(t *testing.T) {
 		line string // words; "_" is an empty one
 		want string
 	}{
-		{"re", "request-push rescued remove-peer remove-user resume"},
+		{"remove", "remove-peer remove-user"},
 		{"--config x forg", "forget"},
 		{"sync --p", "--pull-from"},
 		{"sync --pull-from s", "sam"},
