@@ -20,7 +20,7 @@ func TestInfoForPeer(t *testing.T) {
 		}
 	}
 	r := s.session("info --json").peer(t, "sam")
-	want := `{"hostname":"frodo","version":"`+ProgramVersion()+`","protocol":1,"verbs":["info","git-receive-pack","git-upload-pack","request-push","USER=","mirror-meta","mirror-digest","mirror-push","mirror-known","mirror-rescued"]}` + "\n"
+	want := `{"hostname":"frodo","version":"` + ProgramVersion() + `","protocol":1,"verbs":["info","git-receive-pack","git-upload-pack","request-push","USER=","mirror-meta","mirror-digest","mirror-push","mirror-known","mirror-rescued"]}` + "\n"
 	if r.status != 0 || r.out.String() != want {
 		t.Errorf("exit status %d, stdout %s", r.status, r.out.String())
 	}
