@@ -21,16 +21,18 @@ type Server struct {
 	RepoBase string `toml:"repo_base"`
 	StateDir string `toml:"state_dir"`
 
-	Users  Users                 `toml:"users"`
-	Accept Accept                `toml:"accept"`
-	Map    MapConfig             `toml:"map"`
-	Queue  Queue                 `toml:"queue"`
-	Worker Worker                `toml:"worker"`
-	Guard  Guard                 `toml:"guard"`
-	Notify Notify                `toml:"notify"`
-	SSH    Listen                `toml:"ssh"`
-	HTTP   Listen                `toml:"http"`
-	Peers  map[string]PeerConfig `toml:"peer"`
+	Users   Users                 `toml:"users"`
+	Receive Receive               `toml:"receive"`
+	Log     Log                   `toml:"log"`
+	Accept  Accept                `toml:"accept"`
+	Map     MapConfig             `toml:"map"`
+	Queue   Queue                 `toml:"queue"`
+	Worker  Worker                `toml:"worker"`
+	Guard   Guard                 `toml:"guard"`
+	Notify  Notify                `toml:"notify"`
+	SSH     Listen                `toml:"ssh"`
+	HTTP    Listen                `toml:"http"`
+	Peers   map[string]PeerConfig `toml:"peer"`
 }
 
 // Users says what people may do here. Peers have rules of their own.
@@ -47,6 +49,13 @@ type Users struct {
 type Accept struct {
 	Create []string `toml:"create"`
 	Delete []string `toml:"delete"`
+}
+
+// Receive says what is demanded of a push that arrives here.
+type Receive struct {
+	// FsckObjects is git's receive.fsckObjects for every push through a session
+	// of ours; nil leaves it to the git config.
+	FsckObjects *bool `toml:"fsck_objects"`
 }
 
 // MapConfig says which repository has the mirror map of this server. It is the server's
@@ -178,6 +187,7 @@ func Parse(file, text string) (*Server, error) {
 		Worker:   Worker{Jobs: 8, JobsPerPeer: 4, StallTimeout: Duration(time.Minute), RetryMax: Duration(15 * time.Minute)},
 		Guard:    Guard{MaxDeletePercent: 50},
 		Notify:   Notify{Lag: Duration(time.Hour)},
+		Log:      Log{Audit: true, Target: LogFile},
 	}
 	md, err := toml.Decode(text, s)
 	if err != nil {
@@ -201,7 +211,7 @@ func (s *Server) knownKeys(key toml.Key) string {
 		return s.peerKeys(key[1])
 	}
 	tables := map[string]string{
-		"users": "authorize, exec", "accept": "create, delete", "map": "repository, file, keys", "queue": "url",
+		"users": "authorize, exec", "receive": "fsck_objects", "log": "audit, target, file", "accept": "create, delete", "map": "repository, file, keys", "queue": "url",
 		"worker": "jobs, jobs_per_peer, stall_timeout, retry_max",
 		"notify": "command, webhook, webhook_token_file, lag",
 		"guard":  "max_delete_percent, keep_rescued", "ssh": "listen", "http": "listen",
@@ -209,7 +219,7 @@ func (s *Server) knownKeys(key toml.Key) string {
 	if keys, ok := tables[key[0]]; ok && len(key) > 1 {
 		return keys
 	}
-	return "hostname, repo_base, state_dir, and the tables users, accept, map, queue, worker, guard, notify, ssh, http, peer"
+	return "hostname, repo_base, state_dir, and the tables users, receive, log, accept, map, queue, worker, guard, notify, ssh, http, peer"
 }
 
 // check makes paths absolute and refuses impossible values.
@@ -230,7 +240,7 @@ func (s *Server) check() error {
 		}
 		*dir = abs
 	}
-	return errors.Join(s.checkCommands(), s.checkGlobs(), s.checkMap(), s.checkWorker(), s.checkURLs(), s.checkNotify(), s.checkPeers())
+	return errors.Join(s.checkCommands(), s.checkGlobs(), s.checkMap(), s.checkWorker(), s.checkURLs(), s.checkNotify(), s.checkLog(), s.checkPeers())
 }
 
 func (s *Server) checkCommands() error {
@@ -403,15 +413,6 @@ func matchElements(glob, name []string) bool {
 		glob, name = glob[1:], name[1:]
 	}
 	return len(name) == 0
-}
-
-// OpenLog opens the log in the state directory that sessions, hooks and drain
-// append to. Each opens it anew, so that it can be rotated by renaming it.
-func (s *Server) OpenLog() (*os.File, error) {
-	if err := os.MkdirAll(s.StateDir, 0o700); err != nil {
-		return nil, err
-	}
-	return os.OpenFile(filepath.Join(s.StateDir, "mirror-shell.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 }
 
 // expandHome replaces a leading ~ and demands an absolute path.

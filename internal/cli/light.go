@@ -40,6 +40,9 @@ func (p *Program) forced(ctx context.Context) error {
 		Command: os.Getenv("SSH_ORIGINAL_COMMAND"), GitProtocol: os.Getenv("GIT_PROTOCOL"), From: os.Getenv("SSH_CONNECTION"),
 		Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Log: log, Exec: shell.ExecReplace,
 	}
+	if server.Log.Audit {
+		s.Audit, s.Key = server.AppendAudit, shell.KeyFromSSHD(os.Getenv("SSH_USER_AUTH"))
+	}
 	s.HooksInstalled = hooks.Installed
 	s.BeginPush = func(ctx context.Context, push shell.Push, commands []sendpack.Command) ([]string, func(), error) {
 		return p.beginPush(ctx, s, push, commands)
