@@ -60,7 +60,7 @@ type entry struct {
 }
 
 // cacheVersion changes with the meaning of anything in the file.
-const cacheVersion = 1
+const cacheVersion = 2
 
 type cacheFile struct {
 	Version int               `json:"version"`
@@ -225,12 +225,9 @@ func (c *Cache) readConfig(ctx context.Context, repo git.Repo) ([]git.ConfigEntr
 	if err != nil {
 		return nil, nil, err
 	}
-	var ours []git.ConfigEntry
+	ours := mirrorcfg.Ours(entries)
 	reliable := true
 	for i, e := range entries {
-		if strings.HasPrefix(e.Key, "gitolite.mirror.") {
-			ours = append(ours, e)
-		}
 		included, ok := includedFile(e, files[i])
 		reliable = reliable && ok
 		for _, path := range []string{files[i], included} {
