@@ -18,7 +18,7 @@ var allowed = map[string]string{
 
 	"internal/worker":  "hooks internal/cli internal/git internal/inbox internal/metrics internal/notify internal/proc internal/queue internal/refcache internal/refset internal/repos internal/rescue internal/status mirrorcfg peer shell",
 	"internal/cli":     "hooks internal/git internal/inbox internal/proc internal/repos internal/rescue internal/sendpack mirrorcfg shell",
-	"internal/status":  "internal/git internal/rescue internal/proc internal/queue mirrorcfg",
+	"internal/status":  "internal/git internal/repos internal/rescue internal/proc internal/queue mirrorcfg",
 	"internal/metrics": "internal/queue",
 	"internal/notify":  "internal/durable internal/inbox internal/proc internal/queue mirrorcfg",
 

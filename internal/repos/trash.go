@@ -256,3 +256,14 @@ func Repository(server *mirrorcfg.Server, id string) (git.Repo, error) {
 	}
 	return git.Repo{Dir: p.private("trash", id, "repository")}, nil
 }
+
+// InTrash returns the latest repository of that name that this server's administrator has deleted.
+func InTrash(server *mirrorcfg.Server, name string) (e Entry, ok bool, err error) {
+	list, err := Trash(server)
+	for _, found := range list {
+		if found.Name == name && found.By == "" {
+			e, ok = found, true
+		}
+	}
+	return e, ok, err
+}
