@@ -49,15 +49,16 @@ func (s *Session) lookFurther(ctx context.Context, req Request, facts *Facts) er
 
 // missing says what to do about a repository that is not here.
 func missing(f Facts, peer Peer, repo string) string {
-	switch {
-	case f.Renamed != "":
-		return repo + " is called " + f.Renamed + " now"
-	case f.Create:
+	if f.Create {
 		return fmt.Sprintf("%s does not exist here: %s may create it %s", repo, peer.name, MayCreateMark)
 	}
-	return fmt.Sprintf("%s does not exist here: create it, and set gitolite.mirror.master = %s "+
+	renamed := ""
+	if f.Renamed != "" {
+		renamed = " (what was called so is " + f.Renamed + " now)"
+	}
+	return fmt.Sprintf("%[1]s does not exist here%[4]s: create it, and set gitolite.mirror.master = %[2]s "+
 		"(git init --bare %[1]s.git; git -C %[1]s.git config gitolite.mirror.master %[2]s; mirror-shell install-hooks %[1]s), "+
-		"or let %[2]s do it: in the server configuration of %[3]s, under [accept], create = [\"%[1]s\"]", repo, peer.name, f.Hostname)
+		"or let %[2]s do it: in the server configuration of %[3]s, under [accept], create = [\"%[1]s\"]", repo, peer.name, f.Hostname, renamed)
 }
 
 // decideCreate never gives a repository that is here to anybody.
@@ -84,7 +85,7 @@ func decideDelete(f Facts, peer Peer, req Request) Decision {
 		return d
 	}
 	if !f.Delete {
-		return refuse("%s <==//== %s mirror-delete rejected: %s is kept here: delete it by hand (mirror-shell delete %[3]s), or let %[2]s do it: in the server configuration of %[1]s, under [accept], delete = [\"%[3]s\"]",
+		return refuse("%s <==//== %s mirror-delete rejected: %s is kept here: delete it by hand (mirror-shell delete --here %[3]s), or let %[2]s do it: in the server configuration of %[1]s, under [accept], delete = [\"%[3]s\"]",
 			f.Hostname, peer.name, req.Repo)
 	}
 	return Decision{Action: DeleteRepo, Host: peer.name}
@@ -106,7 +107,7 @@ func decideRename(f Facts, peer Peer, req Request) Decision {
 	case f.Target != nil:
 		return refuse("%s <==//== %s mirror-rename rejected: %s exists here already: move one of the two away by hand", f.Hostname, peer.name, req.To)
 	case !f.Create:
-		return refuse("%s <==//== %s mirror-rename rejected: %s may not be made here: rename it by hand (mirror-shell rename %s %[3]s), or let %[2]s do it: in the server configuration of %[1]s, under [accept], create = [\"%[3]s\"]",
+		return refuse("%s <==//== %s mirror-rename rejected: %s may not be made here: rename it by hand (mirror-shell rename --here %[4]s %[3]s), or let %[2]s do it: in the server configuration of %[1]s, under [accept], create = [\"%[3]s\"]",
 			f.Hostname, peer.name, req.To, req.Repo)
 	}
 	return Decision{Action: RenameRepo, Host: peer.name}

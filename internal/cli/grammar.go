@@ -196,10 +196,10 @@ type RenameCmd struct {
 
 // TrashCmd is trash.
 type TrashCmd struct {
-	Restore string        `help:"Put this one (ID, as listed) back where it was." placeholder:"ID" xor:"do"`
-	As      string        `help:"With --restore: under this name." placeholder:"REPO"`
-	Expire  time.Duration `help:"Destroy, for good, what was deleted longer ago than this (2160h are 90 days; 0s: all)." default:"-1ns" placeholder:"DURATION" xor:"do"`
-	JSON    bool          `name:"json" help:"Print JSON."`
+	Restore string         `help:"Put this one (ID, as listed) back where it was." placeholder:"ID" xor:"do"`
+	As      string         `help:"With --restore: under this name." placeholder:"REPO"`
+	Expire  *time.Duration `help:"Destroy, for good, what was deleted longer ago than this (2160h are 90 days; 0s: all)." placeholder:"DURATION" xor:"do"`
+	JSON    bool           `name:"json" help:"Print JSON."`
 }
 
 // DemoCmd is demo.

@@ -29,8 +29,10 @@ func (p *Program) trash(ctx context.Context) error {
 		}
 		fmt.Fprintf(p.Stdout, "%s is back%s\n", e.Name, p.afterRestore(ctx, server, e))
 		return nil
-	case cmd.Expire >= 0:
-		gone, err := repos.Expire(ctx, server, time.Now().Add(-cmd.Expire))
+	case cmd.Expire != nil && *cmd.Expire < 0:
+		return Usage{"--expire: write a duration such as 2160h"}
+	case cmd.Expire != nil:
+		gone, err := repos.Expire(ctx, server, time.Now().Add(-*cmd.Expire))
 		for _, e := range gone {
 			fmt.Fprintf(p.Stdout, "%s %s destroyed\n", e.ID, e.Name)
 		}
