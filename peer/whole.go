@@ -191,13 +191,8 @@ func (r *syncRun) tellOp(ctx context.Context, op repos.Op) error {
 	return nil
 }
 
-// KnownMeta returns the hash of the metadata that a copy is known to have.
-func (p *Peers) KnownMeta(repository, name string) string {
-	_, repo, err := p.Server.Find(repository)
-	if err != nil {
-		return ""
-	}
-	return meta.Known(repo.Dir, name).Hash
-}
+// KnownMeta returns the hash of the metadata that a copy is known to have; the
+// directory is the repository's.
+func KnownMeta(repoDir, name string) string { return meta.Known(repoDir, name).Hash }
 
 func printable(s string) string { return proc.OneLine(s, 120) }

@@ -27,6 +27,7 @@ import (
 // State is what two servers compare of a repository.
 type State struct {
 	Config *mirrorcfg.Repo
+	Dir    string // of the repository
 	Digest string // of the mirrored refs
 	Head   string // what HEAD points to; "" when it is detached
 	Meta   string // hash of the metadata (see package meta); "" when there is none
@@ -147,7 +148,7 @@ func (c *Cache) Load(ctx context.Context, server *mirrorcfg.Server, name string)
 		}
 	}
 	c.store(repo.Dir, known, fresh, began)
-	return State{cfg, fresh.Digest, fresh.Head, fresh.Meta}, nil
+	return State{cfg, repo.Dir, fresh.Digest, fresh.Head, fresh.Meta}, nil
 }
 
 // store keeps what was old enough to be relied on when it was read.
