@@ -14,6 +14,7 @@ import (
 	gliderssh "github.com/gliderlabs/ssh"
 	"golang.org/x/crypto/ssh"
 
+	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
 	"mirror-shell/mirrorcfg"
 )
@@ -27,6 +28,8 @@ type SSHServer struct {
 	Log     *slog.Logger
 	// Audit is as in Session. What strangers do is told to it, too, not too often.
 	Audit func(line []byte) error
+	// InstallHooks is Session's.
+	InstallHooks func(context.Context, git.Repo) error
 
 	limits limits // the zero value stands for defaultLimits
 
@@ -129,7 +132,7 @@ func (s *SSHServer) session(ctx context.Context, sess gliderssh.Session) int {
 	defer context.AfterFunc(sess.Context(), cancel)()
 	session := &Session{
 		Server: s.Server, Mirrord: s.Mirrord, Command: sess.RawCommand(), From: sess.RemoteAddr().String(),
-		Stdin: sess, Stdout: sess, Stderr: sess.Stderr(), Log: s.Log,
+		Stdin: sess, Stdout: sess, Stderr: sess.Stderr(), Log: s.Log, InstallHooks: s.InstallHooks,
 		Audit: s.Audit, Key: entry.Fingerprint,
 	}
 	session.Exec = func(ctx context.Context, env []string, argv ...string) (int, error) {

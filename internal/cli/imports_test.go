@@ -16,9 +16,9 @@ var allowed = map[string]string{
 	"cmd/pre-receive":  "hooks",
 	"cmd/post-receive": "hooks",
 
-	"internal/worker":  "hooks internal/cli internal/durable internal/git internal/inbox internal/metrics internal/notify internal/proc internal/queue internal/refcache internal/refset internal/rescue internal/status mirrorcfg peer peer/snapshot shell",
-	"internal/cli":     "hooks internal/git internal/inbox internal/proc internal/rescue internal/sendpack mirrorcfg shell",
-	"internal/status":  "internal/git internal/rescue internal/proc internal/queue mirrorcfg",
+	"internal/worker":  "hooks internal/cli internal/durable internal/git internal/inbox internal/metrics internal/notify internal/proc internal/queue internal/refcache internal/refset internal/repos internal/rescue internal/status mirrorcfg peer peer/snapshot shell",
+	"internal/cli":     "hooks internal/git internal/inbox internal/proc internal/repos internal/rescue internal/sendpack mirrorcfg shell",
+	"internal/status":  "internal/git internal/proc internal/queue internal/repos internal/rescue mirrorcfg",
 	"internal/metrics": "internal/queue",
 	"internal/notify":  "internal/durable internal/inbox internal/proc internal/queue mirrorcfg",
 
@@ -27,8 +27,8 @@ var allowed = map[string]string{
 	"internal/packaging": "",
 
 	"hooks":         "internal/git internal/inbox internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
-	"shell":         "internal/digest internal/durable internal/git internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
-	"peer":          "internal/digest internal/durable internal/git internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg peer/snapshot peer/store",
+	"shell":         "internal/digest internal/durable internal/git internal/meta internal/proc internal/refset internal/repos internal/rescue internal/sendpack mirrorcfg",
+	"peer":          "internal/digest internal/durable internal/git internal/meta internal/proc internal/refset internal/repos internal/rescue internal/sendpack mirrorcfg peer/snapshot peer/store",
 	"peer/snapshot": "internal/digest internal/durable internal/git internal/proc internal/sendpack mirrorcfg peer/store",
 	"peer/peertest": "internal/digest internal/git internal/proc mirrorcfg peer",
 
@@ -41,7 +41,9 @@ var allowed = map[string]string{
 	"internal/inbox":    "internal/durable",
 	"internal/digest":   "",
 	"internal/durable":  "",
-	"internal/refcache": "internal/digest internal/git mirrorcfg",
+	"internal/refcache": "internal/digest internal/git internal/meta mirrorcfg",
+	"internal/meta":     "internal/durable internal/git internal/refset mirrorcfg",
+	"internal/repos":    "internal/durable internal/git internal/meta mirrorcfg",
 	"internal/refset":   "internal/durable",
 	"internal/rescue":   "internal/git internal/sendpack mirrorcfg",
 	"internal/sendpack": "",

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"mirror-shell/hooks"
+	"mirror-shell/internal/git"
 	"mirror-shell/internal/inbox"
 	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
@@ -43,11 +44,17 @@ func (p *Program) forced(ctx context.Context) error {
 	if server.Log.Audit {
 		s.Audit, s.Key = server.AppendAudit, shell.KeyFromSSHD(os.Getenv("SSH_USER_AUTH"))
 	}
-	s.HooksInstalled = hooks.Installed
+	s.HooksInstalled, s.InstallHooks = hooks.Installed, p.InstallHooksIn
 	s.BeginPush = func(ctx context.Context, push shell.Push, commands []sendpack.Command) ([]string, func(), error) {
 		return p.beginPush(ctx, s, push, commands)
 	}
 	return p.serve(ctx, s)
+}
+
+// InstallHooksIn puts our hooks into a repository.
+func (p *Program) InstallHooksIn(ctx context.Context, repo git.Repo) error {
+	_, err := hooks.Install(ctx, repo, p.Programs)
+	return err
 }
 
 // beginPush does what our hooks would do in a push by the verb mirror-push. Where
