@@ -42,7 +42,7 @@ func tryRun(dir string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-// newRepo makes an empty bare repository.
+// newSource makes an empty bare repository.
 func newSource(t testing.TB, args ...string) git.Repo {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "r:1 \"x.git") // ":" and quotes separate what git reads from its environment
@@ -50,7 +50,7 @@ func newSource(t testing.TB, args ...string) git.Repo {
 	return git.Repo{Dir: dir}
 }
 
-// commit adds a commit with a file to a ref, on top of what it has, and returns its id.
+// commitTo adds a commit with a file to a ref, on top of what it has, and returns its id.
 func commitTo(t testing.TB, r git.Repo, ref, text string) string {
 	t.Helper()
 	id, err := tryCommit(r, ref, text)
@@ -89,7 +89,7 @@ func sourceOf(t testing.TB, r git.Repo) Source {
 	return Source{Repository: "group/ip1", Repo: r, Memory: filepath.Join(t.TempDir(), "memory")}
 }
 
-// take takes a snapshot and has the vault's content compared with the repository.
+// takeNow takes a snapshot and has the vault's content compared with the repository.
 func takeNow(t testing.TB, v *Vault, src Source) Result {
 	t.Helper()
 	result, err := v.Take(t.Context(), src)
