@@ -143,7 +143,7 @@ func readBatch(from io.Reader, each func(oid, kind string, size int64, content i
 		oid, rest, _ := strings.Cut(string(line[:len(line)-1]), " ")
 		kind, digits, _ := strings.Cut(rest, " ")
 		size, err := strconv.ParseInt(digits, 10, 64)
-		if err != nil || size < 0 || size >= math.MaxInt64 {
+		if err != nil || size < 0 || size == math.MaxInt64 {
 			return count, fmt.Errorf("%w: git cat-file says %q", ErrMissing, proc.OneLine(string(line), 200))
 		}
 		content := &io.LimitedReader{R: in, N: size + 1}
