@@ -26,6 +26,12 @@ func Install(ctx context.Context, repo git.Repo, programs string) ([]string, err
 	if err != nil {
 		return nil, err
 	}
+	return InstallInto(dir, programs)
+}
+
+// InstallInto is Install for a directory of hooks, of one repository or, where a
+// front end links such a directory's files into its repositories, of all.
+func InstallInto(dir, programs string) ([]string, error) {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return nil, err
 	}
@@ -46,7 +52,7 @@ func Install(ctx context.Context, repo git.Repo, programs string) ([]string, err
 
 func installOne(hook, program string) ([]string, error) {
 	target, err := os.Readlink(hook)
-	if err == nil && target == program {
+	if err == nil && (target == program || leadsTo(hook, program)) {
 		return nil, nil
 	}
 	var changes []string
@@ -71,6 +77,17 @@ func installOne(hook, program string) ([]string, error) {
 		return changes, err
 	}
 	return append(changes, fmt.Sprintf("%s -> %s", hook, program)), nil
+}
+
+// leadsTo reports whether a link ends at the program by way of other links: gitolite
+// links the hooks of all repositories to one directory, and that is where we are.
+func leadsTo(hook, program string) bool {
+	end, err := filepath.EvalSymlinks(hook)
+	if err != nil {
+		return false
+	}
+	wanted, err := filepath.EvalSymlinks(program)
+	return err == nil && end == wanted
 }
 
 // keep gives the hook its second name; the first one stays until ours takes its
@@ -99,12 +116,17 @@ func Installed(ctx context.Context, repo git.Repo) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	return InstalledIn(dir), nil
+}
+
+// InstalledIn reports the same of a directory of hooks.
+func InstalledIn(dir string) bool {
 	for _, name := range Names {
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode()&0o111 == 0 || !isOurs(filepath.Join(dir, name)) {
-			return false, nil
+			return false
 		}
 	}
-	return true, nil
+	return true
 }
 
 // isOurs reports whether a hook is one of our programs, of whatever version and

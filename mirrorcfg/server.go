@@ -31,6 +31,8 @@ type Server struct {
 	SSH    Listen                `toml:"ssh"`
 	HTTP   Listen                `toml:"http"`
 	Peers  map[string]PeerConfig `toml:"peer"`
+
+	Gitolite Gitolite `toml:"gitolite"`
 }
 
 // Users says what people may do here. Peers have rules of their own.
@@ -199,11 +201,12 @@ func knownKeys(key toml.Key) string {
 		"worker": "jobs, jobs_per_peer, stall_timeout, retry_max",
 		"notify": "command, webhook, webhook_token_file, lag",
 		"guard":  "max_delete_percent, keep_rescued", "ssh": "listen", "http": "listen", "peer": "kind, url",
+		"gitolite": "programs",
 	}
 	if keys, ok := tables[key[0]]; ok && len(key) > 1 {
 		return keys
 	}
-	return "hostname, repo_base, state_dir, and the tables users, accept, map, queue, worker, guard, notify, ssh, http, peer"
+	return "hostname, repo_base, state_dir, and the tables users, accept, map, queue, worker, guard, notify, ssh, http, gitolite, peer"
 }
 
 // check makes paths absolute and refuses impossible values.
@@ -224,7 +227,7 @@ func (s *Server) check() error {
 		}
 		*dir = abs
 	}
-	return errors.Join(s.checkCommands(), s.checkGlobs(), s.checkMap(), s.checkWorker(), s.checkURLs(), s.checkNotify(), s.checkPeers())
+	return errors.Join(s.checkGitolite(), s.checkCommands(), s.checkGlobs(), s.checkMap(), s.checkWorker(), s.checkURLs(), s.checkNotify(), s.checkPeers())
 }
 
 func (s *Server) checkCommands() error {

@@ -4,9 +4,9 @@ package shell
 //
 // A line of ours is
 //
-//	command="/usr/bin/mirror-shell peer sam",restrict ssh-ed25519 AAAA… mirror-shell:peer:sam.pub
+//	command="/usr/bin/mirror-shell peer sam",restrict ssh-ed25519 AAAA… mirror-shell:peer:sam.pub #
 //
-// The last word is the mark: mirror-shell:KIND:FILE, where KIND is peer or user
+// The last word but the "#" is the mark: mirror-shell:KIND:FILE, where KIND is peer or user
 // and FILE is the name of the key file it was added from. The mark is how the
 // line of one key file is found again, so it is compared whole: the line of
 // sam2.pub is never taken for that of sam.pub. A line is ours only when the mark
@@ -36,6 +36,10 @@ import (
 
 // keyMarkPrefix opens the comment of every line of ours.
 const keyMarkPrefix = "mirror-shell:"
+
+// keyMarkEnd follows the mark. gitolite 3 takes a first line of authorized_keys that ends
+// in .pub for the name of a file, and then fails at every change of its keys.
+const keyMarkEnd = " #"
 
 // keyLine is one line of authorized_keys. text + end are its bytes, whatever
 // they are, so that joining all lines gives the file back.
@@ -312,7 +316,7 @@ func renderKeyLine(old keyLine, e KeyEntry, command []string, key ssh.PublicKey)
 	}
 	text := strings.Join(opts, ",") + " " +
 		strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))) + " " +
-		keyMarkPrefix + string(e.Kind) + ":" + e.File
+		keyMarkPrefix + string(e.Kind) + ":" + e.File + keyMarkEnd
 	l := parseKeyLine(text)
 	l.end = old.end
 	return l, nil

@@ -65,6 +65,8 @@ func (s *Session) ServePeer(ctx context.Context, peer Peer) int {
 	env := []string{mirrorcfg.EnvPeer + "=" + peer.name}
 	if d.User.name != "" { // a redirected push is the user's, and has the user's rights
 		env = []string{mirrorcfg.EnvUser + "=" + d.User.name}
+	} else if req.Verb == ReceivePack || req.Verb == MirrorPush {
+		env = append(env, s.Server.Gitolite.Environ()...)
 	}
 	return s.run(ctx, who, d, req, facts, repo, env, peer.name)
 }

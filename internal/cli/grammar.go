@@ -39,11 +39,12 @@ type Grammar struct {
 	Drain        struct{}       `cmd:"" help:"Run the worker until nothing is left to do; for a timer, and started by the hook."`
 	Demo         DemoCmd        `cmd:"" help:"Show it all: three servers on this machine, real pushes, the result."`
 
-	Peer         IdentityCmd `cmd:"" hidden:"" help:"Forced command of a peer (set in authorized_keys)."`
-	User         IdentityCmd `cmd:"" hidden:"" help:"Forced command of a user (set in authorized_keys)."`
-	Await        AwaitCmd    `cmd:"" hidden:"" help:"Wait until a repository's jobs for some peers are done (used by post-receive)."`
-	MirrorDigest IdentityCmd `cmd:"" hidden:"" help:"Tell a peer the digests of the repositories that it is the master of (run for the verb mirror-digest)."`
-	SSH          SSHCmd      `cmd:"" name:"demo-ssh" hidden:"" help:"A minimal ssh client (used by demo)." passthrough:""`
+	Peer          IdentityCmd `cmd:"" hidden:"" help:"Forced command of a peer (set in authorized_keys)."`
+	User          IdentityCmd `cmd:"" hidden:"" help:"Forced command of a user (set in authorized_keys)."`
+	Await         AwaitCmd    `cmd:"" hidden:"" help:"Wait until a repository's jobs for some peers are done (used by post-receive)."`
+	GitoliteWhere WhereCmd    `cmd:"" hidden:"" help:"Tell gitolite whether a user's push goes on here or to the master (used by its trigger)."`
+	MirrorDigest  IdentityCmd `cmd:"" hidden:"" help:"Tell a peer the digests of the repositories that it is the master of (run for the verb mirror-digest)."`
+	SSH           SSHCmd      `cmd:"" name:"demo-ssh" hidden:"" help:"A minimal ssh client (used by demo)." passthrough:""`
 }
 
 // RequestPushCmd is request-push REPO [-fg] [PEER|KEY]...
@@ -96,6 +97,7 @@ type ListKeysCmd struct {
 // HooksCmd is install-hooks [REPO|--all].
 type HooksCmd struct {
 	All          bool     `help:"Every repository below repo_base."`
+	Gitolite     bool     `help:"Every repository, now and later, of a gitolite 3 on this server."`
 	Repositories []string `arg:"" optional:"" name:"repo" help:"Repositories."`
 }
 

@@ -17,7 +17,7 @@ var allowed = map[string]string{
 	"cmd/post-receive": "hooks",
 
 	"internal/worker": "hooks internal/cli internal/git internal/inbox internal/notify internal/proc internal/queue internal/refcache internal/refset internal/rescue internal/status mirrorcfg peer shell",
-	"internal/cli":    "hooks internal/git internal/inbox internal/proc internal/rescue internal/sendpack mirrorcfg shell",
+	"internal/cli":    "hooks internal/durable internal/git internal/gitolite internal/inbox internal/proc internal/rescue internal/sendpack mirrorcfg shell",
 	"internal/status": "internal/git internal/rescue internal/proc internal/queue mirrorcfg",
 	"internal/notify": "internal/durable internal/inbox internal/proc internal/queue mirrorcfg",
 
@@ -31,6 +31,7 @@ var allowed = map[string]string{
 	"mirrorcfg":         "internal/git",
 	"internal/queue":    "internal/durable internal/inbox",
 	"internal/git":      "internal/proc",
+	"internal/gitolite": "internal/proc mirrorcfg",
 	"internal/inbox":    "internal/durable",
 	"internal/digest":   "",
 	"internal/durable":  "",

@@ -51,7 +51,7 @@ func (e *Env) Gitolites(t testing.TB, names ...string) []*Gitolite {
 	}
 	for _, g := range hosts {
 		g.setUp(t)
-		g.introduce(t, admin)
+		g.Introduce(t, admin)
 		known := g.host.Home(".ssh/known_hosts")
 		g.host.write(t, ".ssh/known_hosts", 0o600, e.knownHosts())
 		g.host.write(t, ".ssh/config", 0o600, e.sshConfig(g.host.keyFile(), known))
@@ -153,7 +153,7 @@ func (g *Gitolite) adminDir(t testing.TB) string {
 // host's name to the person's ssh. Who may do what is in gitolite.conf.
 func (g *Gitolite) AddUser(t testing.TB, c *Client) {
 	t.Helper()
-	g.introduce(t, c)
+	g.Introduce(t, c)
 	g.Admin(t, map[string]string{"keydir/" + c.Name + ".pub": readFile(t, c.PublicKey())})
 }
 
@@ -167,8 +167,8 @@ func (g *Gitolite) AddPeer(t testing.TB, s *Server) {
 	g.Admin(t, map[string]string{serverKey(s.Name): readFile(t, s.PublicKey())})
 }
 
-// introduce makes the host's name an alias for a person.
-func (g *Gitolite) introduce(t testing.TB, c *Client) {
+// Introduce makes the host's name an alias for a person.
+func (g *Gitolite) Introduce(t testing.TB, c *Client) {
 	t.Helper()
 	g.makeAlias(t, filepath.Join(c.Dir, "ssh_config"), filepath.Join(c.Dir, "known_hosts"), 0o644, Account{})
 }
