@@ -34,6 +34,7 @@ const (
 	TakePush                  // take a mirror push of Host without showing refs first
 	TellKnown                 // tell which values the master is known to have set
 	TellRescued               // tell what was rescued
+	TakeWild                  // take creator and permissions, and create the repository if it is not here
 )
 
 // Decision is what becomes of a Request.
@@ -61,6 +62,8 @@ const (
 type Facts struct {
 	Hostname string
 	Repo     *mirrorcfg.Repo // nil: not on this server
+	// MayCreate says that [accept] create has the repository's name.
+	MayCreate bool
 }
 
 func refuse(format string, args ...any) Decision {
@@ -82,6 +85,8 @@ func DecidePeer(f Facts, peer Peer, req Request) Decision {
 		return decideRequestPush(f, peer, req)
 	case RedirectedPush:
 		return decideRedirected(f, peer, req)
+	case WildPerms:
+		return decideWild(f, peer, req)
 	case MirrorDigest: // of what the asking peer is the master of, and nothing else
 		return Decision{Action: Digests, Host: peer.name}
 	}

@@ -27,6 +27,8 @@ const (
 	// RedirectedPush is a user's push that a slave passes on to the master:
 	// USER=alice SOC=git-receive-pack 'REPO'.
 	RedirectedPush Verb = "USER="
+	// WildPerms is how gitolite 3 creates a copy; see Wild. Request.User is the creator.
+	WildPerms Verb = "CREATOR="
 )
 
 // peerVerbs are announced by `info --json`.
@@ -36,7 +38,7 @@ var peerVerbs = []Verb{Info, ReceivePack, UploadPack, RequestPush, RedirectedPus
 type Request struct {
 	Verb Verb
 	Repo string // "" for Info and MirrorDigest
-	User string // RedirectedPush only
+	User string // RedirectedPush and WildPerms only
 	JSON bool   // Info only
 	Back bool   // Info only: also try the way back to the asking peer
 }
@@ -55,6 +57,8 @@ func (r Request) Command() string {
 		return strings.Join(words, " ")
 	case MirrorDigest:
 		return string(MirrorDigest)
+	case WildPerms:
+		return fmt.Sprintf("%s%s perms -c '%s'", WildPerms, r.User, r.Repo)
 	case RedirectedPush:
 		return fmt.Sprintf("%s%s SOC=%s '%s'", RedirectedPush, r.User, ReceivePack, r.Repo)
 	}
@@ -81,6 +85,9 @@ func Parse(command string) (Request, error) {
 		return parseInfo(rest, more)
 	case strings.HasPrefix(verb, string(RedirectedPush)):
 		return parseRedirected(strings.TrimPrefix(verb, string(RedirectedPush)), rest)
+	}
+	if creator, wild := strings.CutPrefix(verb, string(WildPerms)); wild {
+		return parseWild(creator, rest)
 	}
 	switch v := Verb(verb); v {
 	case MirrorDigest:

@@ -40,6 +40,9 @@ type Session struct {
 	BeginPush func(context.Context, Push, []sendpack.Command) (settings []string, done func(), err error)
 	// HooksInstalled reports whether git would run our hooks in a repository.
 	HooksInstalled func(context.Context, git.Repo) (bool, error)
+	// TakeWild gives a repository its creator and permissions, and creates it where it
+	// is not here; see Wild.
+	TakeWild func(context.Context, Wild) error
 
 	patience time.Duration // for the authorize command; 0: authorizeTimeout
 }
@@ -96,6 +99,7 @@ func (s *Session) prepare(ctx context.Context) (Request, Facts, git.Repo, error)
 	if err != nil || req.Repo == "" {
 		return req, facts, git.Repo{}, err
 	}
+	facts.MayCreate = slices.ContainsFunc(s.Server.Accept.Create, func(glob string) bool { return mirrorcfg.MatchGlob(glob, req.Repo) })
 	cfg, repo, err := s.Server.OpenRepo(ctx, req.Repo)
 	if errors.Is(err, mirrorcfg.ErrNoRepo) {
 		return req, facts, git.Repo{}, nil
@@ -141,6 +145,8 @@ func (s *Session) run(ctx context.Context, who string, d Decision, req Request, 
 		return s.greet(ctx, name, d.User, req)
 	case SetMeta:
 		return s.told(who, s.setMeta(ctx, repo))
+	case TakeWild:
+		return s.told(who, s.takeWild(ctx, req, d.Host, facts.Repo != nil))
 	case TellKnown:
 		return s.told(who, s.tellKnown(ctx, repo))
 	case TellRescued:
