@@ -181,6 +181,8 @@ func Light(ctx context.Context, p *Program) error {
 		return p.rescued(ctx)
 	case "install-hooks":
 		return p.installHooks(ctx)
+	case "import-gitolite":
+		return p.importGitolite(ctx)
 	case "gitolite-where":
 		return p.gitoliteWhere(ctx)
 	case "apply":
