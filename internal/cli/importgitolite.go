@@ -244,6 +244,7 @@ func (i *importing) advice() {
 	case i.two:
 		fmt.Fprintln(i.Stdout, "next: remove gitolite's own post-receive hook for mirroring, then mirror-shell install-hooks --all, and mirror-shell doctor")
 	default:
-		fmt.Fprintln(i.Stdout, "next: take 'Mirroring' out of ENABLE in ~/.gitolite.rc, then mirror-shell install-hooks --gitolite, and mirror-shell doctor")
+		fmt.Fprintln(i.Stdout, "next: take 'Mirroring' out of ENABLE in ~/.gitolite.rc, then mirror-shell install-hooks --gitolite, and mirror-shell doctor\n"+
+			"gitolite warns of the servers' keys, which stand twice now: remove keydir/server-*.pub from gitolite-admin when all servers have ours")
 	}
 }

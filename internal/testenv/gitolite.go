@@ -112,7 +112,7 @@ func (g *Gitolite) end(t testing.TB) {
 }
 
 // Admin changes gitolite-admin by a push, after which gitolite has done what it
-// says. Files are paths below conf/ and keydir/ with their new content.
+// says. Files are paths below conf/ and keydir/ with their new content; "" removes one.
 func (g *Gitolite) Admin(t testing.TB, files map[string]string) {
 	t.Helper()
 	dir := g.adminDir(t)
@@ -120,6 +120,12 @@ func (g *Gitolite) Admin(t testing.TB, files map[string]string) {
 		file := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
+		}
+		if files[name] == "" {
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+			continue
 		}
 		writeFile(t, file, 0o644, 0, 0, files[name])
 	}
