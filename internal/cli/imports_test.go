@@ -22,7 +22,7 @@ var allowed = map[string]string{
 	"internal/notify": "internal/durable internal/inbox internal/proc internal/queue mirrorcfg",
 
 	"hooks":         "internal/git internal/inbox internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
-	"shell":         "internal/digest internal/durable internal/git internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
+	"shell":         "internal/digest internal/durable internal/git internal/gitolite internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
 	"peer":          "internal/digest internal/durable internal/git internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
 	"peer/snapshot": "internal/digest internal/durable internal/git internal/proc internal/sendpack mirrorcfg peer/store",
 	"peer/store":    "",
@@ -31,7 +31,7 @@ var allowed = map[string]string{
 	"mirrorcfg":         "internal/git",
 	"internal/queue":    "internal/durable internal/inbox",
 	"internal/git":      "internal/proc",
-	"internal/gitolite": "internal/proc mirrorcfg",
+	"internal/gitolite": "internal/git internal/proc internal/refset mirrorcfg",
 	"internal/inbox":    "internal/durable",
 	"internal/digest":   "",
 	"internal/durable":  "",
