@@ -102,6 +102,9 @@ func TestGitoliteHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(push("sam:closed", "main"), 1, "remote: fatal: sam is not the master of closed, please push to frodo")
+	// … and believes no environment: sshd here accepts what it should not.
+	expect(alice.Run(t, work, "env", "MIRROR_SHELL_PEER=frodo", "git", "-c", "core.sshCommand=ssh -o SendEnv=MIRROR_SHELL_PEER", "push", "sam:closed", "HEAD:refs/heads/main"),
+		1, "remote: fatal: sam is not the master of closed, please push to frodo")
 	if r := sam.Host().Run(t, "mirror-shell", "doctor"); !strings.Contains(r.Stdout, "PRE_GIT in ~/.gitolite.rc does not have MirrorShell::pre_git") {
 		t.Errorf("doctor: %s", r)
 	}
