@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"mirror-shell/hooks"
 	"mirror-shell/internal/git"
@@ -109,6 +111,25 @@ func GitoliteProblems(ctx context.Context, server *mirrorcfg.Server, programs st
 	if err != nil {
 		return nil, true, err
 	}
+	hidden, err := hidesRescued(ctx, server)
+	if err != nil {
+		return nil, true, err
+	}
+	if !hidden {
+		problems = append(problems, gitolite.Problem{Detail: "those who come through gitolite-shell see rescued commits, below refs/mirror/",
+			Do: "git config --global transfer.hideRefs refs/mirror", Warning: true})
+	}
 	installed := rc.LocalCode != "" && hooks.InstalledIn(rc.HooksDir())
-	return rc.Problems(server, filepath.Join(programs, "mirror-shell"), installed), true, nil
+	return append(problems, rc.Problems(server, filepath.Join(programs, "mirror-shell"), installed)...), true, nil
+}
+
+// hidesRescued reports whether git hides refs/mirror/ in a session that is not ours, by
+// what holds for gitolite-admin, which every host of gitolite has.
+func hidesRescued(ctx context.Context, server *mirrorcfg.Server) (bool, error) {
+	_, repo, err := server.Find("gitolite-admin")
+	if err != nil {
+		return true, nil // then it is not this that is wrong
+	}
+	entries, err := repo.Config(ctx, `^(transfer|uploadpack)\.hiderefs$`)
+	return slices.ContainsFunc(entries, func(e git.ConfigEntry) bool { return strings.TrimSuffix(e.Value, "/") == "refs/mirror" }), err
 }

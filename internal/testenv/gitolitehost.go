@@ -33,6 +33,7 @@ func (g *Gitolite) HostMirrorShell(t testing.TB, more string) {
 	g.host.Configure(t, fmt.Sprintf("[gitolite]\nprograms = %q\n%s", gitoliteBin, more))
 	g.host.mkdir(t, "local")
 	g.host.MustRun(t, "cp", "-r", contrib(t, "gitolite/lib"), g.host.Home("local"))
+	g.host.MustRun(t, "git", "config", "--global", "transfer.hideRefs", "refs/mirror")
 	g.host.MustRun(t, "mirror-shell", "install-hooks", "--gitolite")
 }
 
