@@ -28,7 +28,7 @@ type WhereCmd struct {
 // gitolite has authenticated the user, and has found that they may write. It is as the hook
 // is: a repository that is not mirrored is left alone, however broken our configuration is.
 func (p *Program) gitoliteWhere(ctx context.Context) error {
-	cmd := p.GitoliteWhere
+	cmd := p.Where
 	refuse := func(err error) error {
 		fmt.Fprintf(p.Stderr, "fatal: %v\n", err)
 		return Exit(1)

@@ -19,33 +19,33 @@ type Grammar struct {
 	Config  string           `help:"Server configuration file (else $$MIRROR_SHELL_CONFIG, ~/.config/mirror-shell/config.toml, /etc/mirror-shell/config.toml)." placeholder:"FILE"`
 	Version kong.VersionFlag `help:"Print the version."`
 
-	RequestPush    RequestPushCmd    `cmd:"" help:"Push a repository to its slaves, or to the peers and lists named."`
-	Sync           SyncCmd           `cmd:"" help:"Compare repositories with their peers and push what differs; for cron."`
-	Status         StatusCmd         `cmd:"" help:"Show how far behind every copy is, and why."`
-	Doctor         DoctorCmd         `cmd:"" help:"Check this server and every peer, both ways, and say what to do."`
-	Rescued        RescuedCmd        `cmd:"" help:"List what mirror pushes would have destroyed on this server; show, restore or drop it."`
-	AddPeer        AddKeyCmd         `cmd:"" help:"Let a server in as a peer: the key file's name is the server's hostname, e.g. sam.pub."`
-	AddUser        AddKeyCmd         `cmd:"" help:"Let a user in: alice.pub, or alice@laptop.pub for another key of alice."`
-	RemovePeer     NameCmd           `cmd:"" help:"Remove a peer's keys."`
-	RemoveUser     NameCmd           `cmd:"" help:"Remove a user's keys, or one of them (alice@laptop)."`
-	ListKeys       ListKeysCmd       `cmd:"" help:"List the keys of peers and users."`
-	InstallHooks   HooksCmd          `cmd:"" help:"Put the hooks into repositories; existing hooks are kept and go on running."`
-	Apply          ApplyCmd          `cmd:"" help:"Make the git config of the repositories what a mirror map says."`
-	Approve        ApproveCmd        `cmd:"" help:"Let a held sync through, once: make the peer like this server, whatever it loses by that."`
-	Pause          PeerArgCmd        `cmd:"" help:"Stop pushing to a peer; what arrives meanwhile is kept."`
-	Resume         PeerArgCmd        `cmd:"" help:"Push to a paused peer again."`
-	ImportGitolite ImportGitoliteCmd `cmd:"" help:"Turn the mirroring of a gitolite 2 or 3 on this server into ours: print what would be done, and do it with --write."`
-	Forget         RepoArgCmd        `cmd:"" help:"Forget the jobs and the memory of a repository, which itself is not touched; for one that is gone, or whose master has changed."`
-	Serve          struct{}          `cmd:"" help:"Run the worker (and the built-in ssh server, if configured) until ended."`
-	Drain          struct{}          `cmd:"" help:"Run the worker until nothing is left to do; for a timer, and started by the hook."`
-	Demo           DemoCmd           `cmd:"" help:"Show it all: three servers on this machine, real pushes, the result."`
+	RequestPush  RequestPushCmd `cmd:"" help:"Push a repository to its slaves, or to the peers and lists named."`
+	Sync         SyncCmd        `cmd:"" help:"Compare repositories with their peers and push what differs; for cron."`
+	Status       StatusCmd      `cmd:"" help:"Show how far behind every copy is, and why."`
+	Doctor       DoctorCmd      `cmd:"" help:"Check this server and every peer, both ways, and say what to do."`
+	Rescued      RescuedCmd     `cmd:"" help:"List what mirror pushes would have destroyed on this server; show, restore or drop it."`
+	AddPeer      AddKeyCmd      `cmd:"" help:"Let a server in as a peer: the key file's name is the server's hostname, e.g. sam.pub."`
+	AddUser      AddKeyCmd      `cmd:"" help:"Let a user in: alice.pub, or alice@laptop.pub for another key of alice."`
+	RemovePeer   NameCmd        `cmd:"" help:"Remove a peer's keys."`
+	RemoveUser   NameCmd        `cmd:"" help:"Remove a user's keys, or one of them (alice@laptop)."`
+	ListKeys     ListKeysCmd    `cmd:"" help:"List the keys of peers and users."`
+	InstallHooks HooksCmd       `cmd:"" help:"Put the hooks into repositories; existing hooks are kept and go on running."`
+	Apply        ApplyCmd       `cmd:"" help:"Make the git config of the repositories what a mirror map says."`
+	Approve      ApproveCmd     `cmd:"" help:"Let a held sync through, once: make the peer like this server, whatever it loses by that."`
+	Pause        PeerArgCmd     `cmd:"" help:"Stop pushing to a peer; what arrives meanwhile is kept."`
+	Resume       PeerArgCmd     `cmd:"" help:"Push to a paused peer again."`
+	Import       ImportCmd      `cmd:"" name:"import-gitolite" help:"Turn the mirroring of a gitolite 2 or 3 on this server into ours: print what would be done, and do it with --write."`
+	Forget       RepoArgCmd     `cmd:"" help:"Forget the jobs and the memory of a repository, which itself is not touched; for one that is gone, or whose master has changed."`
+	Serve        struct{}       `cmd:"" help:"Run the worker (and the built-in ssh server, if configured) until ended."`
+	Drain        struct{}       `cmd:"" help:"Run the worker until nothing is left to do; for a timer, and started by the hook."`
+	Demo         DemoCmd        `cmd:"" help:"Show it all: three servers on this machine, real pushes, the result."`
 
-	Peer          IdentityCmd `cmd:"" hidden:"" help:"Forced command of a peer (set in authorized_keys)."`
-	User          IdentityCmd `cmd:"" hidden:"" help:"Forced command of a user (set in authorized_keys)."`
-	Await         AwaitCmd    `cmd:"" hidden:"" help:"Wait until a repository's jobs for some peers are done (used by post-receive)."`
-	GitoliteWhere WhereCmd    `cmd:"" hidden:"" help:"Tell gitolite whether a user's push goes on here or to the master (used by its trigger)."`
-	MirrorDigest  IdentityCmd `cmd:"" hidden:"" help:"Tell a peer the digests of the repositories that it is the master of (run for the verb mirror-digest)."`
-	SSH           SSHCmd      `cmd:"" name:"demo-ssh" hidden:"" help:"A minimal ssh client (used by demo)." passthrough:""`
+	Peer         IdentityCmd `cmd:"" hidden:"" help:"Forced command of a peer (set in authorized_keys)."`
+	User         IdentityCmd `cmd:"" hidden:"" help:"Forced command of a user (set in authorized_keys)."`
+	Await        AwaitCmd    `cmd:"" hidden:"" help:"Wait until a repository's jobs for some peers are done (used by post-receive)."`
+	Where        WhereCmd    `cmd:"" name:"gitolite-where" hidden:"" help:"Tell gitolite whether a user's push goes on here or to the master (used by its trigger)."`
+	MirrorDigest IdentityCmd `cmd:"" hidden:"" help:"Tell a peer the digests of the repositories that it is the master of (run for the verb mirror-digest)."`
+	SSH          SSHCmd      `cmd:"" name:"demo-ssh" hidden:"" help:"A minimal ssh client (used by demo)." passthrough:""`
 }
 
 // RequestPushCmd is request-push REPO [-fg] [PEER|KEY]...

@@ -18,8 +18,8 @@ import (
 	"mirror-shell/mirrorcfg"
 )
 
-// ImportGitoliteCmd is import-gitolite [--write].
-type ImportGitoliteCmd struct {
+// ImportCmd is import-gitolite [--write].
+type ImportCmd struct {
 	DryRun         bool   `short:"n" help:"Print what would be done, and change nothing. This is the default."`
 	Write          bool   `help:"Do it. Nothing that is there is changed or removed."`
 	AuthorizedKeys string `help:"File to read and edit (default: ~/.ssh/authorized_keys)." default:"~/.ssh/authorized_keys" placeholder:"FILE"`
@@ -41,10 +41,10 @@ type importing struct {
 // importGitolite turns gitolite's own mirroring into ours. It only ever adds: a value
 // that is set already stays, and differences are told.
 func (p *Program) importGitolite(ctx context.Context) error {
-	if p.ImportGitolite.Write && p.ImportGitolite.DryRun {
+	if p.Import.Write && p.Import.DryRun {
 		return Usage{"--write does it, --dry-run does not: give one of them"}
 	}
-	i := &importing{Program: p, write: p.ImportGitolite.Write}
+	i := &importing{Program: p, write: p.Import.Write}
 	if err := i.configuration(ctx); err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func (i *importing) repository(ctx context.Context, name string, repo git.Repo, 
 
 // keys lets the servers in that gitolite lets in.
 func (i *importing) keys() error {
-	keys, err := i.Program.keys(i.ImportGitolite.AuthorizedKeys)
+	keys, err := i.Program.keys(i.Import.AuthorizedKeys)
 	if err != nil {
 		return err
 	}
