@@ -101,12 +101,6 @@ type Listen struct {
 	Listen string `toml:"listen"`
 }
 
-// PeerConfig describes a peer that is more than an ssh host alias.
-type PeerConfig struct {
-	Kind string `toml:"kind"` // "ssh" (the default) or "backup"
-	URL  string `toml:"url"`  // where a backup is kept
-}
-
 // Duration is a time.Duration written as "90s" or "15m".
 type Duration time.Duration
 
@@ -186,7 +180,10 @@ func Parse(file, text string) (*Server, error) {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	if unknown := md.Undecoded(); len(unknown) > 0 {
-		return nil, fmt.Errorf("%s: unknown key %s: the keys are %s", file, unknown[0], knownKeys(unknown[0]))
+		return nil, fmt.Errorf("%s: unknown key %s: the keys are %s", file, unknown[0], s.knownKeys(unknown[0]))
+	}
+	if err := s.checkKindKeys(md); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
@@ -195,12 +192,15 @@ func Parse(file, text string) (*Server, error) {
 }
 
 // knownKeys lists the keys of the table that an unknown key stands in.
-func knownKeys(key toml.Key) string {
+func (s *Server) knownKeys(key toml.Key) string {
+	if key[0] == "peer" && len(key) > 2 {
+		return s.peerKeys(key[1])
+	}
 	tables := map[string]string{
 		"users": "authorize, exec", "accept": "create, delete", "map": "repository, file", "queue": "url",
 		"worker": "jobs, jobs_per_peer, stall_timeout, retry_max",
 		"notify": "command, webhook, webhook_token_file, lag",
-		"guard":  "max_delete_percent, keep_rescued", "ssh": "listen", "http": "listen", "peer": "kind, url",
+		"guard":  "max_delete_percent, keep_rescued", "ssh": "listen", "http": "listen",
 		"gitolite": "programs",
 	}
 	if keys, ok := tables[key[0]]; ok && len(key) > 1 {
@@ -350,13 +350,11 @@ func (s *Server) checkPeers() error {
 		}
 		switch p.Kind {
 		case "", "ssh":
-			if p.URL != "" {
-				return fmt.Errorf("%s.url: an ssh peer is reached by its name, an alias in ssh_config: take url out", key)
-			}
 		case "backup":
-			if p.URL == "" {
-				return fmt.Errorf("%s.url is not set: a backup needs a place, such as \"s3://bucket?region=…\"", key)
+			if err := p.Backup.check(); err != nil {
+				return fmt.Errorf("%s.%w", key, err)
 			}
+			s.Peers[name] = p
 		default:
 			return fmt.Errorf("%s.kind = %q: the kinds are \"ssh\" and \"backup\"", key, p.Kind)
 		}

@@ -57,7 +57,32 @@ listen = "127.0.0.1:2222"
 listen = "[::1]:8080"
 [peer.vault]
 kind = "backup"
-url = "s3://git-backups?region=eu-west-1"
+url = "s3://git-backups/site-a?region=eu-west-1"
+credentials_file = "/etc/mirror-shell/s3"
+lock = "720h"
+lock_mode = "compliance"
+recipients = ["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsKLqeplhpW+uObz5dvMgjz1OxfM/XXUB+VHtZ6isGN alice@rohan"]
+recipients_file = "/etc/mirror-shell/recipients"
+identity_file = "~/identity"
+include = ["description", "hooks/**"]
+exclude = ["hooks/*.sample"]
+schedule = "15 3 * * 1-5"
+bytes_per_second = "10MB"
+requests_per_second = 50
+concurrency = 8
+grace = "48h"
+keep_last = 10
+keep_hourly = 24
+keep_daily = 7
+keep_weekly = 5
+keep_monthly = 12
+keep_yearly = 3
+keep_within = "168h"
+[peer.attic]
+kind = "backup"
+url = "~/attic"
+bytes_per_second = 1000000
+schedule = "@hourly"
 [peer.sam]
 kind = "ssh"
 `)
@@ -104,7 +129,7 @@ func TestParseMistakes(t *testing.T) {
 		{`hostname = "f"` + "\n[peer.vault]\nkind = \"tape\"", "peer.vault.kind", "the kinds are"},
 		{`hostname = "f"` + "\n[peer.sam]\nurl = \"ssh://x\"", "peer.sam.url", "alias"},
 		{`hostname = "f"` + "\n[peer.\"a/b\"]\nkind = \"ssh\"", "peer.a/b", "use letters"},
-		{`hostname = "f"` + "\n[peer.sam]\nport = 22", "peer.sam.port", "kind, url"},
+		{`hostname = "f"` + "\n[peer.sam]\nport = 22", "peer.sam.port", "kind; with"},
 		{`hostname = `, "", ""},
 	}
 	for _, tt := range tests {

@@ -44,6 +44,8 @@ var (
 type Source struct {
 	Config *mirrorcfg.Repo
 	Repo   git.Repo
+	// ID of the run over all repositories that this is part of, or "": for kinds that keep it.
+	ID string
 	// Several is true when other peers get the same, perhaps at the same time.
 	Several bool
 }
@@ -52,6 +54,9 @@ type Source struct {
 type Outcome struct {
 	Digest string // of our mirrored refs, which the peer's now equal
 	Note   string // what did not travel although nothing failed, one line
+	// Phases and Sent are also set when the Sync failed, as far as it came.
+	Phases map[string]time.Duration // how long each took
+	Sent   int64                    // bytes of content
 }
 
 // Peer is one kind of destination.
@@ -67,10 +72,13 @@ type Peers struct {
 	Server *mirrorcfg.Server
 	// Transport reaches ssh peers.
 	Transport Transport
+	// Program is this program and its version, for the records in backups.
+	Program string
 
-	stock stockMemory
-	packs packs
-	known identities
+	stock  stockMemory
+	packs  packs
+	known  identities
+	vaults vaults
 }
 
 // Open returns the peer of that name.
@@ -78,14 +86,16 @@ func (p *Peers) Open(name string) (Peer, error) {
 	if err := mirrorcfg.CheckHost(name); err != nil {
 		return nil, err
 	}
-	switch kind := p.Server.Peers[name].Kind; kind {
-	case "", "ssh":
+	switch kind := p.Kind(name); kind {
+	case KindSSH:
 		return &sshPeer{
 			name: name, hostname: p.Server.Hostname,
 			stall: time.Duration(p.Server.Worker.StallTimeout), transport: p.Transport, stock: &p.stock, identities: &p.known,
 			packs: &p.packs, stateDir: p.Server.StateDir,
 			maxDelete: p.Server.Guard.MaxDeletePercent,
 		}, nil
+	case KindBackup:
+		return &backupPeer{name, p}, nil
 	default:
 		return nil, fmt.Errorf("peer %s: kind %q is not available in this version: take [peer.%s] out of %s", name, kind, name, p.Server.File)
 	}
@@ -106,6 +116,9 @@ func (p *Peers) Compare(ctx context.Context, name string) (map[string]Standing, 
 
 // Knows reports whether anything is remembered of the copy.
 func (p *Peers) Knows(repository, name string) bool {
+	if p.Kind(name) == KindBackup {
+		return true // nothing has to be: the vault tells
+	}
 	_, repo, err := p.Server.Find(repository)
 	if err != nil {
 		return false
@@ -119,6 +132,9 @@ func (p *Peers) Knows(repository, name string) bool {
 // like somebody else's. Head is what the peer's HEAD points to, "" when it is not
 // known. When ours have changed since, nothing is done.
 func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt, head string) error {
+	if p.Kind(name) == KindBackup {
+		return nil
+	}
 	repo, unlock, err := p.lock(ctx, repository, name)
 	if err != nil {
 		return err
@@ -156,6 +172,9 @@ func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt, head str
 // SetKnownHead corrects what we remember of a peer's HEAD ("" for none), after
 // the peer itself has told otherwise: the next Sync will then send ours.
 func (p *Peers) SetKnownHead(ctx context.Context, repository, name, head string) error {
+	if p.Kind(name) == KindBackup {
+		return nil
+	}
 	repo, unlock, err := p.lock(ctx, repository, name)
 	if err != nil {
 		return err
@@ -177,6 +196,7 @@ type Job struct {
 	// Listed is true when the job exists because a list names the peer: it is
 	// dropped when no list does any more.
 	Listed bool
+	ID     string // see Source
 }
 
 // Sync makes job.Peer's copy of job.Repository equal, alone among this server's
@@ -201,7 +221,9 @@ func (p *Peers) Sync(ctx context.Context, job Job, say io.Writer) (Outcome, erro
 	if err != nil {
 		return Outcome{}, err
 	}
-	if role := cfg.Role(server.Hostname); role != mirrorcfg.Master {
+	// A backup that somebody asks for is taken of whatever is here: of copies, too.
+	anyRole := p.Kind(job.Peer) == KindBackup && !job.Listed
+	if role := cfg.Role(server.Hostname); role != mirrorcfg.Master && !anyRole {
 		return Outcome{}, fmt.Errorf("%w: %s is not the master of %s (%s here)", ErrDropped, server.Hostname, cfg.Name, role)
 	}
 	if job.Listed && !cfg.Listed(server.Hostname, job.Peer) {
@@ -212,7 +234,7 @@ func (p *Peers) Sync(ctx context.Context, job Job, say io.Writer) (Outcome, erro
 		return Outcome{}, err
 	}
 	slaves, _ := cfg.Expand(server.Hostname, mirrorcfg.SlavesKey, mirrorcfg.SyncKey) // a mistake there is the hook's to tell
-	return opened.Sync(ctx, Source{Config: cfg, Repo: repo, Several: len(slaves) > 1}, say)
+	return opened.Sync(ctx, Source{Config: cfg, Repo: repo, ID: job.ID, Several: len(slaves) > 1}, say)
 }
 
 // lock finds a repository, waits for the lock of (repository, peer) and returns

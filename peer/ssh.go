@@ -80,10 +80,13 @@ func (p *sshPeer) Sync(ctx context.Context, src Source, say io.Writer) (Outcome,
 	}
 	run.ours = src.Config.MirroredRefs(refs)
 	run.digest = sync.OnceValue(func() string { return digest.Of(run.ours) })
-	if err := run.sync(ctx); err != nil {
-		return Outcome{}, run.explain(ctx, err)
+	err = run.sync(ctx)
+	out := Outcome{Sent: pulse.sent.Load(), Phases: map[string]time.Duration{"own": time.Duration(pulse.own.Load())}}
+	if err != nil {
+		return out, run.explain(ctx, err)
 	}
-	return Outcome{Digest: run.digest(), Note: run.note}, clearRestored(src.Repo.Dir, p.name)
+	out.Digest, out.Note = run.digest(), run.note
+	return out, clearRestored(src.Repo.Dir, p.name)
 }
 
 // explain says why the context ended, instead of or before what came of it. A

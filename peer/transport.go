@@ -117,6 +117,8 @@ func withoutBanner(stderr string) string {
 type pulse struct {
 	last   atomic.Int64
 	paused atomic.Int64 // how many works of our own are under way
+	own    atomic.Int64 // nanoseconds that they have taken, by themselves or together
+	sent   atomic.Int64 // bytes written to the peer
 	cancel context.CancelCauseFunc
 	done   chan struct{}
 }
@@ -158,7 +160,9 @@ func (p *pulse) beat() { p.last.Store(time.Now().UnixNano()) }
 // pause stops the clock until the function it returns is called, once or more often.
 func (p *pulse) pause() (resume func()) {
 	p.paused.Add(1)
+	began := time.Now()
 	return sync.OnceFunc(func() {
+		p.own.Add(int64(time.Since(began)))
 		p.beat() // first, or the time until now would count
 		p.paused.Add(-1)
 	})
@@ -187,6 +191,7 @@ func (b beating) Write(p []byte) (n int, err error) {
 	for len(p) > 0 && err == nil {
 		var m int
 		m, err = b.Stream.Write(p[:min(len(p), 32<<10)])
+		b.pulse.sent.Add(int64(m))
 		b.pulse.beat()
 		n, p = n+m, p[m:]
 	}

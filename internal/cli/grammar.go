@@ -36,6 +36,11 @@ type Grammar struct {
 	Resume       PeerArgCmd     `cmd:"" help:"Push to a paused peer again."`
 	Import       ImportCmd      `cmd:"" name:"import-gitolite" help:"Turn the mirroring of a gitolite 2 or 3 on this server into ours: print what would be done, and do it with --write."`
 	Forget       RepoArgCmd     `cmd:"" help:"Forget the jobs and the memory of a repository, which itself is not touched; for one that is gone, or whose master has changed."`
+	Backup       BackupCmd      `cmd:"" help:"Back up repositories of this server, masters, copies and local ones, to a backup peer."`
+	Snapshots    SnapshotsCmd   `cmd:"" help:"List the snapshots in a backup peer's vault."`
+	Restore      RestoreCmd     `cmd:"" help:"Bring repositories back from a backup peer, as they were at any point in time."`
+	Verify       VerifyCmd      `cmd:"" help:"Check that a vault has what its snapshots need; read every byte, or try a real restore."`
+	Prune        PruneCmd       `cmd:"" help:"Remove the snapshots that a policy does not keep, and then what no snapshot needs."`
 	Serve        struct{}       `cmd:"" help:"Run the worker (and the built-in ssh server, if configured) until ended."`
 	Drain        struct{}       `cmd:"" help:"Run the worker until nothing is left to do; for a timer, and started by the hook."`
 	Demo         DemoCmd        `cmd:"" help:"Show it all: three servers on this machine, real pushes, the result."`
@@ -116,6 +121,64 @@ type PeerArgCmd struct {
 // RepoArgCmd is forget.
 type RepoArgCmd struct {
 	Repo string `arg:"" help:"Repository."`
+}
+
+// BackupCmd is backup [REPO|GLOB]... --to PEER [--id ID].
+type BackupCmd struct {
+	To           string   `help:"Backup peer (may be left out when there is one only)." placeholder:"PEER"`
+	ID           string   `name:"id" help:"A name for this run over all repositories, to restore it by: letters, digits, dots, dashes, underscores." placeholder:"ID"`
+	JSON         bool     `name:"json" help:"Print the result as JSON."`
+	Quiet        bool     `short:"q" help:"Print failures, and the summary only when there are failures; for cron."`
+	Repositories []string `arg:"" optional:"" name:"repo|glob" help:"Repositories (default: all)."`
+}
+
+// SnapshotsCmd is snapshots [REPO|GLOB]... --from PEER.
+type SnapshotsCmd struct {
+	From         string   `help:"Backup peer (may be left out when there is one only)." placeholder:"PEER"`
+	JSON         bool     `name:"json" help:"Print JSON, one object a line."`
+	Repositories []string `arg:"" optional:"" name:"repo|glob" help:"Repositories in the vault (default: all)."`
+}
+
+// RestoreCmd is restore REPO|GLOB|--all --from PEER [--at TIME|--id ID] --into DIR|--in-place.
+type RestoreCmd struct {
+	From         string   `help:"Backup peer (may be left out when there is one only)." placeholder:"PEER"`
+	At           string   `help:"Restore what was the latest snapshot then: \"2026-11-22 03:55\", \"3 days ago\", or a time with a zone (default: now)." placeholder:"TIME" xor:"when"`
+	ID           string   `name:"id" help:"Restore the run that was given this ID." placeholder:"ID" xor:"when"`
+	Into         string   `help:"Make the repositories below this directory." placeholder:"DIR" xor:"where" required:""`
+	InPlace      bool     `help:"Make them below repo_base, in place of what is there, which is moved aside." xor:"where" required:""`
+	All          bool     `help:"Every repository in the vault."`
+	Check        string   `help:"What is checked before a repository is put in its place: checksums, or in full also every object and all history (full, checksums)." enum:"full,checksums" default:"full" placeholder:"HOW"`
+	WithoutHooks bool     `help:"Leave out hooks and config, which are code that runs on this server: for a vault that others may write to."`
+	JSON         bool     `name:"json" help:"Print the result as JSON."`
+	Quiet        bool     `short:"q" help:"Print failures only."`
+	Repositories []string `arg:"" optional:"" name:"repo|glob" help:"Repositories in the vault."`
+}
+
+// VerifyCmd is verify [REPO|GLOB]... --from PEER.
+type VerifyCmd struct {
+	From         string   `help:"Backup peer (may be left out when there is one only)." placeholder:"PEER"`
+	ReadData     bool     `help:"Read every byte, and not only whether everything is there in the right size."`
+	Drill        bool     `help:"Restore the latest snapshot into a scratch directory, run git fsck, and keep the report in the vault."`
+	JSON         bool     `name:"json" help:"Print the result as JSON."`
+	Quiet        bool     `short:"q" help:"Print findings, and the summary only when there are findings; for cron."`
+	Repositories []string `arg:"" optional:"" name:"repo|glob" help:"Repositories in the vault (default: all)."`
+}
+
+// PruneCmd is prune [REPO|GLOB]... --from PEER --keep-….
+type PruneCmd struct {
+	From         string        `help:"Backup peer (may be left out when there is one only)." placeholder:"PEER"`
+	KeepLast     int           `help:"Keep the newest N. Without any of these options, those of the peer's configuration count." placeholder:"N"`
+	KeepHourly   int           `help:"Keep the newest of each of the last N hours that have one." placeholder:"N"`
+	KeepDaily    int           `help:"The same for days." placeholder:"N"`
+	KeepWeekly   int           `help:"The same for weeks." placeholder:"N"`
+	KeepMonthly  int           `help:"The same for months." placeholder:"N"`
+	KeepYearly   int           `help:"The same for years." placeholder:"N"`
+	KeepWithin   time.Duration `help:"Keep all that are not older than this, e.g. 720h." placeholder:"TIME"`
+	KeepID       []string      `name:"keep-id" help:"Keep what belongs to the run with this ID." placeholder:"ID"`
+	DryRun       bool          `short:"n" help:"Only say what would be removed."`
+	JSON         bool          `name:"json" help:"Print the result as JSON."`
+	Quiet        bool          `short:"q" help:"Print failures only; for cron."`
+	Repositories []string      `arg:"" optional:"" name:"repo|glob" help:"Repositories in the vault (default: all)."`
 }
 
 // DemoCmd is demo.

@@ -16,17 +16,20 @@ var allowed = map[string]string{
 	"cmd/pre-receive":  "hooks",
 	"cmd/post-receive": "hooks",
 
-	"internal/worker": "hooks internal/cli internal/git internal/inbox internal/notify internal/proc internal/queue internal/refcache internal/refset internal/rescue internal/status mirrorcfg peer shell",
-	"internal/cli":    "hooks internal/durable internal/git internal/gitolite internal/inbox internal/proc internal/rescue internal/sendpack mirrorcfg shell",
-	"internal/status": "internal/git internal/rescue internal/proc internal/queue mirrorcfg",
-	"internal/notify": "internal/durable internal/inbox internal/proc internal/queue mirrorcfg",
+	"internal/worker":  "hooks internal/cli internal/git internal/inbox internal/metrics internal/notify internal/proc internal/queue internal/refcache internal/refset internal/rescue internal/status mirrorcfg peer shell",
+	"internal/cli":     "hooks internal/durable internal/git internal/gitolite internal/inbox internal/proc internal/rescue internal/sendpack mirrorcfg shell",
+	"internal/status":  "internal/git internal/rescue internal/proc internal/queue mirrorcfg",
+	"internal/metrics": "internal/queue",
+	"internal/notify":  "internal/durable internal/inbox internal/proc internal/queue mirrorcfg",
 
 	"hooks":         "internal/git internal/inbox internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
 	"shell":         "internal/digest internal/durable internal/git internal/gitolite internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
-	"peer":          "internal/digest internal/durable internal/git internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
+	"peer":          "internal/digest internal/durable internal/git internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg peer/snapshot peer/store",
 	"peer/snapshot": "internal/digest internal/durable internal/git internal/proc internal/sendpack mirrorcfg peer/store",
-	"peer/store":    "",
 	"peer/peertest": "internal/digest internal/git internal/proc mirrorcfg peer",
+
+	"peer/store":           "internal/durable",
+	"peer/store/storetest": "peer/store",
 
 	"mirrorcfg":         "internal/git",
 	"internal/queue":    "internal/durable internal/inbox",

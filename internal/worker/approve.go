@@ -27,7 +27,7 @@ func (c *command) approve(ctx context.Context) error {
 	for _, reason := range hold.Reasons {
 		fmt.Fprintf(c.Stderr, "approved, although %s\n", reason)
 	}
-	result, err := c.queue.RunNow(ctx, key, inbox.OriginExplicit, job(peers, c.Stderr))
+	result, err := c.queue.RunNow(ctx, key, inbox.OriginExplicit, job(peers, c.Stderr, nil))
 	if err != nil {
 		return err
 	}

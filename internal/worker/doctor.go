@@ -75,6 +75,11 @@ func (c *command) examine(ctx context.Context) []Finding {
 	keys, keyPeers := c.examineKeys()
 	findings = append(findings, keys...)
 	maps.Copy(peers, keyPeers)
+	for name, p := range c.server.Peers {
+		if p.Kind == kindBackup {
+			peers[name] = true
+		}
+	}
 	delete(peers, c.server.Hostname)
 	findings = append(findings, c.examineWorker(ctx)...)
 	return append(findings, c.examinePeers(ctx, slices.Sorted(maps.Keys(peers)))...)
@@ -103,8 +108,8 @@ func (c *command) examinePeers(ctx context.Context, peers []string) []Finding {
 // call back, which is no failure of ours.
 func (c *command) examinePeer(ctx context.Context, peer string) []Finding {
 	check := "peer " + peer
-	if kind := c.server.Peers[peer].Kind; kind != "" && kind != "ssh" {
-		return []Finding{{check, warn, "kind " + kind + " is not available in this version", "take [peer." + peer + "] out of " + c.server.File}}
+	if c.server.Peers[peer].Kind == kindBackup {
+		return []Finding{c.examineVault(ctx, peer)}
 	}
 	text, err := c.ask(ctx, peer, "info --json --back")
 	var reply shell.InfoReply

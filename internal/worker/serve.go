@@ -13,6 +13,7 @@ import (
 
 	"mirror-shell/hooks"
 	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/metrics"
 	"mirror-shell/internal/notify"
 	"mirror-shell/internal/queue"
 	"mirror-shell/peer"
@@ -22,7 +23,7 @@ import (
 // newWorker makes the worker that serve and drain run.
 func (c *command) newWorker(peers *peer.Peers, notifier *notify.Notifier, log *slog.Logger) *queue.Worker {
 	return &queue.Worker{
-		Queue: c.queue, Inbox: inbox.New(c.server.StateDir), Run: heard(notifier, job(peers, io.Discard)), Rebuild: c.rebuilder(log),
+		Queue: c.queue, Inbox: inbox.New(c.server.StateDir), Run: heard(notifier, job(peers, io.Discard, c.metrics)), Rebuild: c.rebuilder(log),
 		Jobs: c.server.Worker.Jobs, JobsPerPeer: c.server.Worker.JobsPerPeer, Log: log,
 	}
 }
@@ -30,8 +31,9 @@ func (c *command) newWorker(peers *peer.Peers, notifier *notify.Notifier, log *s
 // serve runs the worker, and the built-in ssh server where it is configured, as
 // a daemon. Its log goes to standard error, for the journal.
 func (c *command) serve(ctx context.Context) (err error) {
-	if c.server.HTTP.Listen != "" {
-		return fmt.Errorf("http.listen is not available in this version: take it out of %s", c.server.File)
+	schedules, err := c.schedules()
+	if err != nil {
+		return err
 	}
 	if c.queue, err = openPatiently(ctx, c.server); err != nil {
 		return err
@@ -44,14 +46,22 @@ func (c *command) serve(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	c.metrics = metrics.New(c.queue, c.server.Hostname, shell.Version)
+	http, err := c.startHTTP(ctx, cancel, c.metrics, log)
+	if err != nil {
+		return err
+	}
 	log.Info("serving", "hostname", c.server.Hostname, "config", c.server.File, "state_dir", c.server.StateDir)
 	peers, stop := c.newPeers()
 	defer stop()
+	unschedule := c.keepSchedules(ctx, schedules, peers, log)
 	notifier, quiet := c.notifyMeanwhile(ctx, 0, log)
 	err = c.newWorker(peers, notifier, log).Serve(ctx)
 	quiet()
+	unschedule()
 	cancel(nil)
 	<-ssh
+	<-http
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause
 	}

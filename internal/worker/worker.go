@@ -16,10 +16,12 @@ import (
 
 	"mirror-shell/internal/cli"
 	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/metrics"
 	"mirror-shell/internal/queue"
 	"mirror-shell/internal/refset"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/peer"
+	"mirror-shell/shell"
 )
 
 // Run carries out the commands of mirrord.
@@ -49,6 +51,14 @@ func Run(ctx context.Context, p *cli.Program) error {
 		return c.doctor(ctx)
 	case "mirror-digest":
 		return c.mirrorDigest(ctx)
+	case "snapshots":
+		return c.snapshots(ctx)
+	case "restore":
+		return c.restore(ctx)
+	case "verify":
+		return c.verify(ctx)
+	case "prune":
+		return c.prune(ctx)
 	}
 	done, err := c.open(ctx, queueOptions(server))
 	if err != nil {
@@ -58,6 +68,8 @@ func Run(ctx context.Context, p *cli.Program) error {
 	switch p.Command {
 	case "sync":
 		return c.syncAll(ctx)
+	case "backup":
+		return c.backup(ctx)
 	case "await":
 		return c.await(ctx)
 	case "status":
@@ -77,8 +89,9 @@ func Run(ctx context.Context, p *cli.Program) error {
 // command is one run of a mirrord command.
 type command struct {
 	*cli.Program
-	server *mirrorcfg.Server
-	queue  *queue.Queue
+	server  *mirrorcfg.Server
+	queue   *queue.Queue
+	metrics *metrics.Metrics // of serve; nil: nobody asks for them
 }
 
 func openQueue(ctx context.Context, server *mirrorcfg.Server) (*queue.Queue, error) {
@@ -101,14 +114,36 @@ func queueOptions(server *mirrorcfg.Server) queue.Options {
 }
 
 // job returns what the queue runs: one peer.Sync, its errors in the queue's
-// terms. What a peer says on the way goes to say.
-func job(peers *peer.Peers, say io.Writer) queue.Func {
+// terms. What a peer says on the way goes to say, and what it took to m, if there is one.
+func job(peers *peer.Peers, say io.Writer, m *metrics.Metrics) queue.Func {
 	return func(ctx context.Context, j queue.Job) (queue.Result, error) {
+		began := time.Now()
 		out, err := peers.Sync(ctx, peer.Job{
 			Repository: j.Repository, Peer: j.Peer, Listed: j.Origin == inbox.OriginList,
 		}, say)
-		return queue.Result{Digest: out.Digest, Note: out.Note}, inQueueTerms(err)
+		err = inQueueTerms(err)
+		if m != nil {
+			m.Observe(metrics.Run{
+				Peer: j.Peer, Kind: peers.Kind(j.Peer), Result: resultOf(err), Took: time.Since(began), Phases: out.Phases, Sent: out.Sent,
+			})
+		}
+		return queue.Result{Digest: out.Digest, Note: out.Note}, err
 	}
+}
+
+// resultOf names an outcome as metrics do.
+func resultOf(err error) string {
+	switch {
+	case err == nil:
+		return "ok"
+	case errors.Is(err, queue.ErrHeld):
+		return "held"
+	case errors.Is(err, queue.ErrDropped):
+		return "dropped"
+	case errors.Is(err, queue.ErrPeerDown):
+		return "down"
+	}
+	return "failed"
 }
 
 // inQueueTerms adds the queue's sentinel to a peer's. A job that is held in part
@@ -154,7 +189,7 @@ func (c *command) pushNow(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintf(c.Stderr, "%s ==== (%s) ===> %s\n", server.Hostname, key.Repository, key.Peer)
-	result, err := c.queue.RunNow(ctx, key, inbox.OriginExplicit, job(peers, c.Stderr))
+	result, err := c.queue.RunNow(ctx, key, inbox.OriginExplicit, job(peers, c.Stderr, nil))
 	if err != nil {
 		return err
 	}
@@ -227,8 +262,11 @@ func (c *command) newPeers() (*peer.Peers, func()) {
 		ChannelsPerHost: pushes + questions, PushesPerHost: pushes, ControlDir: c.server.StateDir,
 		DialTimeout: min(maxDial, time.Duration(c.server.Worker.StallTimeout)),
 	})
-	return &peer.Peers{Server: c.server, Transport: connections}, connections.Close
+	return &peer.Peers{Server: c.server, Transport: connections, Program: program()}, connections.Close
 }
+
+// program is what records in backups call us.
+func program() string { return "mirror-shell " + shell.Version }
 
 // maxDial is how long a new connection may take; jobs that wait for one share it, and a
 // time longer than theirs would outlive them.

@@ -27,18 +27,18 @@ func (m *Manifest) checkRefs(digits int) error {
 	switch {
 	case m.Head != "" && m.Detached != "" || m.Head == "" && m.Detached == "":
 		return errors.New("HEAD has to be a ref or an object id, and one of them only")
-	case m.Head != "" && !sendpack.ValidRef(m.Head):
+	case m.Head != "" && !isRef(m.Head):
 		return fmt.Errorf("HEAD points to %q, which is no ref's name", m.Head)
 	case m.Detached != "" && !isHex(m.Detached, digits):
 		return fmt.Errorf("HEAD is %q, which is no object id", m.Detached)
 	}
 	for name, oid := range m.Refs {
-		if !sendpack.ValidRef(name) || !isHex(oid, digits) {
+		if !isRef(name) || !isHex(oid, digits) {
 			return fmt.Errorf("ref %q with value %q", name, oid)
 		}
 	}
 	for name, target := range m.SymRefs {
-		if _, ok := m.Refs[name]; !sendpack.ValidRef(name) || !sendpack.ValidRef(target) || !ok {
+		if _, ok := m.Refs[name]; !isRef(name) || !isRef(target) || !ok {
 			return fmt.Errorf("symbolic ref %q to %q", name, target)
 		}
 	}
@@ -60,7 +60,12 @@ func (m *Manifest) checkPacks(digits int) error {
 }
 
 func (m *Manifest) checkFiles() error {
+	paths := make(map[string]bool, len(m.Files))
 	for _, f := range m.Files {
+		if paths[f.Path] {
+			return fmt.Errorf("file %q is there twice", f.Path)
+		}
+		paths[f.Path] = true
 		if !keepable(f.Path) {
 			return fmt.Errorf("file %q is not one that a backup keeps", f.Path)
 		}
@@ -103,11 +108,16 @@ func keepable(name string) bool {
 	}
 	first, _, _ := strings.Cut(name, "/")
 	switch first {
-	case "objects", "refs", "packed-refs", "HEAD", "mirror-shell", "worktrees", "logs", "lfs", "reftable", "modules", "gc.pid", "shallow":
+	case "objects", "refs", "packed-refs", "HEAD", "mirror-shell", "worktrees", "logs", "lfs", "reftable", "modules", "gc.pid", "shallow",
+		"commondir", "gitdir", "config.worktree": // these say that git should look elsewhere
 		return false
 	}
 	return !strings.HasSuffix(name, ".lock") && !strings.HasPrefix(path.Base(name), ".mirror-shell")
 }
+
+// isRef reports whether name is a ref's, and below refs/: another one would be a file among
+// those that git and its hooks live in.
+func isRef(name string) bool { return strings.HasPrefix(name, "refs/") && sendpack.ValidRef(name) }
 
 // isHex reports whether s is n lower-case hexadecimal digits.
 func isHex(s string, n int) bool {

@@ -15,7 +15,8 @@
 //	data/REPO.git/pack-HASH.pack  .idx        packs as git names them, and their indexes
 //	data/REPO.git/file-SHA256                 kept files, by the SHA-256 of their content
 //	data/REPO.git/lfs-OID                     LFS objects
-//	marks/REPO.git/NAME.json                  what prune is going to delete
+//	marks/REPO.git/NAME.json                  what prune is going to delete, and what it removed
+//	marks/REPO.git/lease-RANDOM.json          a prune is at work
 //
 // No element of a repository's name ends in ".git", so no key is the beginning
 // of another. A blob that was put under a taken name because the one there may be on its way to be
@@ -61,4 +62,82 @@
 // (the repository was found as in that snapshot, in the run with that ID), "bad" (the
 // snapshot is not whole: history that its packs lack), "good" or "drill" (it was verified; a
 // restore was tried).
+//
+// # Pruning
+//
+// A [Policy] says which snapshots stay; [Vault.Prune] removes the others and, later, the data that none of those left needs.
+// It shares the vault with backups and prunes on other machines, has no lock that could hold backups up, and may be
+// killed anywhere. A mark is what it says in advance, a JSON object under a key of the form
+//
+//	9999999999999-MILLISECONDS  -  TIME  -  SUM        SUM: 32 hex digits of the SHA-256 of the object
+//
+//	format      1
+//	time        when it was made; server, program: by whom
+//	removed     [{"sum": SUM, "time": TIME}] of the snapshots that the policy dropped
+//	candidates  keys of data that no manifest named when it was made
+//	retires     keys of older marks, which do not count any more
+//
+// A mark or a blob is old when the store has had it for more than the grace period and a quarter of it; the time is
+// that of the store's clock, against that of the lease. One run does, in this order:
+//
+//  1. Lease. It puts a lease blob with a random name and lists those of others. Finding one that is not over
+//     (20 minutes, or half the grace period if that is less) it takes its own away and ends. It renews the lease
+//     after a quarter of that time, and deletes nothing after a half of it.
+//  2. Look. It lists marks, data and manifests, and loads every manifest. One that it cannot read ends the
+//     run: what that needs is unknown.
+//  3. Sweep. It deletes data that an old mark has as a candidate, that is old itself, and that no
+//     manifest names; the manifests are listed again before each hundred blobs.
+//  4. Announce. It puts a mark with the snapshots that the policy drops. The mark retires all old marks, and every
+//     younger one with a candidate that a manifest names by now. Of what they say was removed it repeats what a
+//     snapshot that stays follows. Then the retired marks are deleted.
+//  5. Remove. It deletes the manifests that were announced, and later their checks.
+//  6. Nominate. It puts a mark with the data that is named by no manifest that is left, and is in no mark yet.
+//     Data that no manifest ever named has to be as old as the grace period for it.
+//
+// Backups keep to this: a blob may be used again when the latest manifest names it, or when it is younger
+// than half the grace period; else the content is put anew, under a name with "~". A backup that
+// publishes later than half the grace period after it listed the latest manifest asks first, in this order, whether a mark older than
+// half the grace period has one of its blobs as a candidate, and whether all of them are there.
+//
+// Why nothing that a manifest names is ever deleted. Call g the grace period and take a blob K that is deleted at
+// D because of a mark of time M. Then M + g < D, K is older than g, and no manifest listed after M + g named it. So
+// something must have published a manifest with K after that listing.
+//
+//   - A backup that found K in the latest manifest L, at T. When the mark was made, no manifest named K, so L
+//     had been removed, and the latest never is: T lies before M. It published before T + g/2 < M + g, or looked again.
+//   - A backup that found K younger than g/2, or put it. It published within g/2 of when it looked, thus before K was
+//     g old, or looked again.
+//   - A backup that looked again at R. It saw no mark with K that was older than g/2, and after that saw K: then D lies more than g/2
+//     after R, and it published right after R.
+//   - A backup that began from a manifest which had named K again, published as above by another, and was then
+//     removed. Before it was removed its prune retired every mark with K, so M is later than that: the first case.
+//   - Two prunes of which one deletes K, a backup puts it again, and the other deletes that. The lease keeps the second out.
+//
+// Each comparison has a quarter of g to spare, for clocks of different machines and for the last request of a backup.
+// It follows that no backup may take much longer than the grace period, and that all servers need the same one.
+//
+// Data that the store retains is still a candidate when it may be deleted; manifests likewise. What the
+// snapshots that stay need is retained anew before it runs out ([Vault.Extend]). A snapshot is
+// found to have vanished when one follows it, and it is neither there nor in a mark as removed.
+// All marks of a repository may be deleted by hand at any time: it costs another grace period, and that knowledge.
+//
+// # Restoring
+//
+// A snapshot is restored beside its target, in a directory of the same file system named
+// .NAME.mirror-shell-restore-DIGITS, is checked there, and takes the target's place by a rename. What was there
+// before stays untouched until the new repository is whole, and then stays beside it as
+// NAME.before-restore-TIME. Whatever the moment of a crash, the target is the old repository or the new one; the next
+// restore to the same target removes what is left of the one that was killed.
+//
+// # Whom a restore trusts
+//
+// Bytes of the store are compared with the SHA-256 in the manifest, and the manifest with the name of
+// its key. That finds every damage. It does not say who wrote the snapshot: whoever may write
+// to the vault can put a new one there, with a name that fits. Git objects of a stranger are
+// only data, and paths are confined to the directory. But hooks, and many keys of a config, are programs
+// that run as the account of whoever next uses the repository. So by default, where people restore their own backup
+// after a disaster and need all of it, who may write to the vault is trusted like
+// the account itself. Encryption does not change that: anybody can encrypt for a public key. For a vault that others write to
+// there is RestoreOptions.WithoutHooks. No git process sees a restored config or hook while the snapshot is
+// checked.
 package snapshot

@@ -75,56 +75,106 @@ func (v *Vault) encodingFor(compress bool) string {
 	return ""
 }
 
-// decode returns the content of stored bytes. Bytes that cannot be decoded are ErrDamaged, here
-// or from Read; those that are for somebody else's key ErrKey.
+// decode returns the content of stored bytes. Its Read gives io.EOF only after r did, so that nothing
+// can stand behind the content. Bytes that cannot be decoded are ErrDamaged, here or from Read; those that
+// are for somebody else's key are ErrKey; what r itself fails with stays as it is.
 func (v *Vault) decode(r io.Reader, encoding string) (io.ReadCloser, error) {
+	d := &decoder{source: source{r: r}}
+	d.from = &d.source
 	if strings.HasSuffix(encoding, encodingAge) {
 		if len(v.Identities) == 0 {
 			return nil, fmt.Errorf("%w: set identity_file of the peer", ErrKey)
 		}
-		opened, err := age.Decrypt(bufio.NewReader(r), v.Identities...)
+		opened, err := age.Decrypt(bufio.NewReader(d.from), v.Identities...)
 		var nobody *age.NoIdentityMatchError
 		if errors.As(err, &nobody) {
 			return nil, ErrKey
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%w: decrypt: %w", ErrDamaged, err)
+			return nil, d.blame(err)
 		}
-		r = opened
+		d.from = opened
 	}
 	if strings.HasPrefix(encoding, encodingZstd) {
-		d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))
+		z, err := zstd.NewReader(d.from, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxDecoder))
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+			return nil, d.blame(err)
 		}
-		return damagedReader{d.IOReadCloser()}, nil
+		d.from, d.close = z, z.Close
 	}
-	return damagedReader{io.NopCloser(r)}, nil
+	return d, nil
 }
 
-// damagedReader calls what cannot be decoded damaged. Errors of the store stay what they are.
-type damagedReader struct{ io.ReadCloser }
+// maxDecoder bounds the memory that foreign compressed bytes may ask for. Ours need a megabyte.
+const maxDecoder = 64 << 20
 
-func (d damagedReader) Read(p []byte) (int, error) {
-	n, err := d.ReadCloser.Read(p)
-	if err != nil && err != io.EOF && (errors.Is(err, io.ErrUnexpectedEOF) || isZstd(err)) {
-		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+// source notes what the stored bytes themselves failed with. Neither age nor zstd promises
+// to hand on an error of what it reads, and a connection that was lost is no damage.
+type source struct {
+	r   io.Reader
+	err error // not nil after the end, or a failure
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	if s.err != nil {
+		return 0, s.err
 	}
+	n, err := s.r.Read(p)
+	s.err = err
 	return n, err
 }
 
-func isZstd(err error) bool {
-	for _, e := range []error{zstd.ErrCRCMismatch, zstd.ErrMagicMismatch, zstd.ErrReservedBlockType, zstd.ErrUnexpectedBlockSize, zstd.ErrFrameSizeExceeded, zstd.ErrFrameSizeMismatch, zstd.ErrDecoderSizeExceeded, zstd.ErrWindowSizeExceeded, zstd.ErrCompressedSizeTooBig, zstd.ErrUnknownDictionary} {
-		if errors.Is(err, e) {
-			return true
-		}
+// decoder reads the content of what source has.
+type decoder struct {
+	source source
+	from   io.Reader
+	close  func() // nil: there is nothing to close
+}
+
+func (d *decoder) Read(p []byte) (int, error) {
+	n, err := d.from.Read(p)
+	if err == io.EOF {
+		err = d.end()
 	}
-	return false
+	if err == nil || err == io.EOF {
+		return n, err
+	}
+	return n, d.blame(err)
+}
+
+// end reads the source to its end, where nothing more may be.
+func (d *decoder) end() error {
+	rest, err := io.Copy(io.Discard, &d.source)
+	if err == nil && rest > 0 {
+		err = errors.New("something stands behind the content")
+	}
+	if err != nil {
+		return err
+	}
+	return io.EOF
+}
+
+// blame turns what decoding failed with into the source's own failure or, when it has none, ErrDamaged.
+func (d *decoder) blame(err error) error {
+	if d.source.err != nil && d.source.err != io.EOF {
+		return d.source.err
+	}
+	if errors.Is(err, ErrDamaged) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
+func (d *decoder) Close() error {
+	if d.close != nil {
+		d.close()
+	}
+	return nil
 }
 
 // open returns the content of an object. Its Read ends with ErrDamaged in place of io.EOF when size or
 // SHA-256, of the stored bytes or of the content, are not those that the manifest says: a reader
-// that has seen io.EOF has the right bytes.
+// that has seen io.EOF has the right bytes. Errors name the key.
 func (v *Vault) open(ctx context.Context, o Object) (io.ReadCloser, error) {
 	stored, err := v.Store.Get(ctx, o.Key, 0, -1)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -133,26 +183,55 @@ func (v *Vault) open(ctx context.Context, o Object) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Key, err)
 	}
-	if o.Encoding == "" {
-		return &checked{o.Key, stored, stored, sha256.New(), o.Size, o.SHA256}, nil
-	}
 	size, sum := o.Stored()
-	content, err := v.decode(&checked{o.Key, stored, stored, sha256.New(), size, sum}, o.Encoding)
+	outer := &checked{from: stored, hash: sha256.New(), left: size, sum: sum}
+	if o.Encoding == "" {
+		return &object{o.Key, outer, []io.Closer{stored}}, nil
+	}
+	content, err := v.decode(outer, o.Encoding)
+	if errors.Is(err, ErrKey) && len(v.Identities) > 0 {
+		// A damaged header looks like one for somebody else. The rest tells.
+		if _, damaged := io.Copy(io.Discard, outer); damaged != nil {
+			err = damaged
+		}
+	}
 	if err != nil {
 		stored.Close()
 		return nil, fmt.Errorf("%s: %w", o.Key, err)
 	}
-	return &checked{o.Key, content, stored, sha256.New(), o.Size, o.SHA256}, nil
+	inner := &checked{from: content, hash: sha256.New(), left: o.Size, sum: o.SHA256}
+	return &object{o.Key, inner, []io.Closer{content, stored}}, nil
+}
+
+// object is the content of what is stored under a key.
+type object struct {
+	key     string
+	content io.Reader
+	closers []io.Closer
+}
+
+func (o *object) Read(p []byte) (int, error) {
+	n, err := o.content.Read(p)
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("%s: %w", o.key, err)
+	}
+	return n, err
+}
+
+func (o *object) Close() error {
+	var errs []error
+	for _, c := range o.closers {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // checked reads exactly so many bytes with that SHA-256.
 type checked struct {
-	what   string
-	from   io.Reader
-	closes io.Closer
-	hash   hash.Hash
-	left   int64
-	sum    string
+	from io.Reader
+	hash hash.Hash
+	left int64
+	sum  string
 }
 
 func (c *checked) Read(p []byte) (int, error) {
@@ -161,20 +240,11 @@ func (c *checked) Read(p []byte) (int, error) {
 	c.hash.Write(p[:n])
 	switch {
 	case c.left < 0:
-		return 0, fmt.Errorf("%s: %w: it is longer than it was", c.what, ErrDamaged)
+		return 0, fmt.Errorf("%w: it is longer than it was", ErrDamaged)
 	case err == io.EOF && c.left > 0:
-		return n, fmt.Errorf("%s: %w: %d bytes are missing", c.what, ErrDamaged, c.left)
+		return n, fmt.Errorf("%w: %d bytes are missing", ErrDamaged, c.left)
 	case err == io.EOF && hex.EncodeToString(c.hash.Sum(nil)) != c.sum:
-		return n, fmt.Errorf("%s: %w: its SHA-256 is another than it was", c.what, ErrDamaged)
-	case err != nil && err != io.EOF && !errors.Is(err, ErrDamaged):
-		return n, fmt.Errorf("%s: %w", c.what, err)
+		return n, fmt.Errorf("%w: its SHA-256 is another than it was", ErrDamaged)
 	}
 	return n, err
-}
-
-func (c *checked) Close() error {
-	if inner, ok := c.from.(io.Closer); ok && inner != c.closes {
-		inner.Close() // a decoder
-	}
-	return c.closes.Close()
 }

@@ -1,0 +1,207 @@
+package git
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"mirror-shell/internal/proc"
+)
+
+// What taking a backup asks of git.
+
+// RefsAndTargets returns every ref with its value, as Refs does, and the targets of those that are symbolic. Where
+// there is nothing unusual it starts no process.
+func (r Repo) RefsAndTargets(ctx context.Context) (refs, targets map[string]string, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	if refs, err := r.PlainRefs(); err == nil { // there are no symbolic refs
+		return refs, nil, nil
+	}
+	var out bytes.Buffer
+	stderr, err := r.run(ctx, nil, &out, "for-each-ref", "--format=%(objectname) %(refname) %(symref)")
+	if err != nil {
+		return nil, nil, fmt.Errorf("read refs: %w: repair %s, or restore it (see git fsck)", err, r.Dir)
+	}
+	if stderr != "" {
+		return nil, nil, fmt.Errorf("read refs: git says %q: repair or delete that ref by hand (see git fsck)", proc.OneLine(stderr, 300))
+	}
+	refs, targets = map[string]string{}, map[string]string{}
+	for line := range strings.Lines(out.String()) {
+		words := strings.Split(strings.TrimSuffix(line, "\n"), " ")
+		if len(words) != 3 {
+			return nil, nil, fmt.Errorf("read refs: git printed %q", line)
+		}
+		refs[words[1]] = words[0]
+		if words[2] != "" {
+			targets[words[1]] = words[2]
+		}
+	}
+	return refs, targets, nil
+}
+
+// DetachedHead returns the object id that HEAD is when it points to no ref.
+func (r Repo) DetachedHead(ctx context.Context) (string, error) {
+	if data, err := os.ReadFile(filepath.Join(r.Dir, "HEAD")); err == nil {
+		if oid := strings.TrimSuffix(string(data), "\n"); oidPattern.MatchString(oid) {
+			return oid, nil
+		}
+	}
+	var out bytes.Buffer
+	if _, err := r.run(ctx, nil, &out, "rev-parse", "--verify", "HEAD"); err != nil {
+		return "", fmt.Errorf("read HEAD: %w", err)
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+var (
+	oidPattern = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
+	oidInText  = regexp.MustCompile(`\b([0-9a-f]{64}|[0-9a-f]{40})\b`)
+)
+
+// ObjectFormat returns "sha1" or "sha256". No process is started where the repository's config
+// does not speak of it.
+func (r Repo) ObjectFormat(ctx context.Context) (string, error) {
+	if asks, err := r.HasConfig("objectformat"); err != nil || !asks {
+		return "sha1", err
+	}
+	var out bytes.Buffer
+	if _, err := r.run(ctx, nil, &out, "rev-parse", "--show-object-format"); err != nil {
+		return "", fmt.Errorf("read the object format: %w", err)
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+// Partial reports whether the repository is a partial clone: objects may be missing in it that git
+// would fetch from elsewhere when they are needed.
+func (r Repo) Partial(ctx context.Context) (bool, error) {
+	if asks, err := r.HasConfig("partialclone"); err != nil || asks {
+		return asks, err
+	}
+	asks, err := r.HasConfig("promisor")
+	if err != nil || !asks {
+		return false, err
+	}
+	entries, err := r.Config(ctx, `^remote\..*\.promisor$`)
+	return slices.ContainsFunc(entries, func(e ConfigEntry) bool { return e.Implicit || !strings.EqualFold(e.Value, "false") }), err
+}
+
+// Scratch is a place for packs outside of a repository, with the layout of an object directory.
+// git writes unfinished packs to its object directory, which may be on another disk.
+type Scratch struct{ Dir string }
+
+// NewScratch makes the directories that git expects below dir, which exists.
+func NewScratch(dir string) (Scratch, error) {
+	return Scratch{dir}, errors.Join(os.MkdirAll(filepath.Join(dir, "pack"), 0o700), os.MkdirAll(filepath.Join(dir, "info"), 0o700))
+}
+
+// PackPath returns where a pack or index of PackTo is: its name with ".pack" or ".idx".
+func (s Scratch) PackPath(file string) string { return filepath.Join(s.Dir, "pack", file) }
+
+// environment has git write objects to the scratch place, and read them from the repository too if it is given.
+func (s Scratch) environment(from *Repo) []string {
+	env := []string{"GIT_OBJECT_DIRECTORY=" + s.Dir}
+	if from != nil {
+		quoted := strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(filepath.Join(from.Dir, "objects"))
+		env = append(env, `GIT_ALTERNATE_OBJECT_DIRECTORIES="`+quoted+`"`)
+	}
+	return env
+}
+
+// PackTo writes one self-contained pack and its index to the scratch place, and returns the pack's name
+// ("pack-HASH"), or "" when there is nothing to pack. What goes in is read from ids, one a line: objects, or, with
+// revs, all that is reachable from them and not from those with a "^" before. All must exist. Every
+// object is then read back from the pack and its id computed again: what git copied
+// without looking at it is found out here.
+func (r Repo) PackTo(ctx context.Context, s Scratch, ids io.Reader, revs bool) (string, error) {
+	// The user's config could split packs, or trust a bitmap; both are for other uses.
+	args := []string{"-c", "pack.packSizeLimit=0", "-c", "pack.useBitmaps=false", "-c", "pack.indexVersion=2", "-c", "pack.writeReverseIndex=false",
+		"pack-objects", "--delta-base-offset", "--non-empty", "-q"}
+	if revs {
+		args = append(args, "--revs")
+	}
+	var out bytes.Buffer
+	if _, err := r.runWith(ctx, s.environment(&r), ids, &out, append(args, s.PackPath("pack"))...); err != nil {
+		return "", err
+	}
+	hash := strings.TrimSpace(out.String())
+	if hash == "" {
+		return "", nil
+	}
+	if !oidPattern.MatchString(hash) {
+		return "", fmt.Errorf("git pack-objects printed %q", out.String())
+	}
+	name := "pack-" + hash
+	return name, checkPack(ctx, s.PackPath(name+".pack"), len(hash))
+}
+
+// checkPack computes the id of every object in a pack, and fails unless its index has exactly these.
+func checkPack(ctx context.Context, path string, digits int) error {
+	format := "sha1"
+	if digits == 64 {
+		format = "sha256"
+	}
+	// In no repository: git would compare each object with the one that it has already.
+	nowhere := Repo{Dir: filepath.Join(filepath.Dir(path), "none")}
+	if _, err := nowhere.run(ctx, nil, nil, "index-pack", "--verify", "--object-format="+format, path); err != nil {
+		return fmt.Errorf("check the new pack: %w", err)
+	}
+	return nil
+}
+
+// Adds returns the commits that are reachable from want and not from have, newest first, as far as
+// they are at most limit; all is false when there are more. All ids must exist; those that are no
+// commits or tags of one add nothing.
+func (r Repo) Adds(ctx context.Context, want, have []string, limit int) (commits []string, all bool, err error) {
+	stdin := io.MultiReader(lines(want, ""), lines(have, "^"))
+	var out bytes.Buffer
+	if _, err := r.run(ctx, stdin, &out, "rev-list", fmt.Sprintf("--max-count=%d", limit+1), "--stdin"); err != nil {
+		return nil, false, err
+	}
+	commits = strings.Fields(out.String())
+	return commits[:min(len(commits), limit)], len(commits) <= limit, nil
+}
+
+// ErrIncomplete is wrapped where objects are missing that others need.
+var ErrIncomplete = errors.New("the history is not complete")
+
+// Complete walks through all that is reachable from tips, and fails when an object of it is not there: the
+// error wraps ErrIncomplete and names it. With a scratch place, only what is there counts as being there.
+// Contents of files are not read.
+func (r Repo) Complete(ctx context.Context, s *Scratch, tips []string) error {
+	if len(tips) == 0 {
+		return nil
+	}
+	var env []string
+	if s != nil {
+		env = s.environment(nil)
+	}
+	// The commit graph would vouch for commits that are gone.
+	args := []string{"-c", "core.commitGraph=false", "-c", "core.multiPackIndex=false", "rev-list", "--objects", "--stdin"}
+	_, err := r.runWith(ctx, env, lines(tips, ""), nil, append(args, "--quiet")...)
+	if err == nil || ctx.Err() != nil || proc.ExitCode(err) < 0 {
+		return err
+	}
+	missing := oidInText.FindAllString(err.Error(), -1)
+	// Git stops at the first. Objects other than commits can be had all at once.
+	out := &lineWriter{line: func(line string) {
+		if oid, ok := strings.CutPrefix(line, "?"); ok && len(missing) < maxNamed {
+			missing = append(missing, oid)
+		}
+	}}
+	_, _ = r.runWith(ctx, env, lines(tips, ""), out, append(args, "--missing=print")...)
+	slices.Sort(missing)
+	missing = slices.Compact(missing)
+	return fmt.Errorf("%w: missing or not readable: %s: %w", ErrIncomplete, strings.Join(missing, " "), err)
+}
+
+// maxNamed bounds how many missing objects an error names.
+const maxNamed = 20

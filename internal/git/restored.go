@@ -1,0 +1,102 @@
+package git
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"mirror-shell/internal/proc"
+)
+
+// bareConfig keeps what the account and the machine have configured out of a check: its result has to
+// be that of the repository alone.
+var bareConfig = []string{"GIT_CONFIG_GLOBAL=" + os.DevNull, "GIT_CONFIG_NOSYSTEM=1"}
+
+// VerifyPack reads every object of a pack, by the pack's absolute path, and compares it with its name and with the index
+// beside it. The repository is one that the pack need not belong to: its config says
+// the object format.
+func (r Repo) VerifyPack(ctx context.Context, pack string, threads int) error {
+	_, err := r.runWith(ctx, bareConfig, nil, nil, "index-pack", "--verify", "--threads="+strconv.Itoa(threads), pack)
+	return err
+}
+
+// ErrMissing: objects that a history needs are not there.
+var ErrMissing = errors.New("objects are missing")
+
+// Connected walks all that can be reached from the tips, down to the last file. What is not there, or
+// cannot be read, is ErrMissing, with the ids. The contents of files are not opened; VerifyPack does that.
+func (r Repo) Connected(ctx context.Context, tips []string) error {
+	_, err := r.runWith(ctx, bareConfig, lines(tips, ""), nil, "rev-list", "--objects", "--quiet", "--stdin")
+	if proc.ExitCode(err) <= 0 {
+		return err
+	}
+	if named := r.missing(ctx); named != "" {
+		return fmt.Errorf("%w: %s", ErrMissing, named)
+	}
+	return fmt.Errorf("%w: %w", ErrMissing, err)
+}
+
+// missing asks git fsck, which unlike a walk goes on behind the first object that is missing.
+func (r Repo) missing(ctx context.Context) string {
+	var named []string
+	more := 0
+	out := &lineWriter{line: func(line string) {
+		if what, ok := strings.CutPrefix(line, "missing "); ok && len(named) < maxNamed {
+			named = append(named, what)
+		} else if ok {
+			more++
+		}
+	}}
+	r.runWith(ctx, bareConfig, nil, out, "fsck", "--connectivity-only", "--no-dangling") // fails, as expected: what it says is the result
+	if more > 0 {
+		named = append(named, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(named, ", ")
+}
+
+// Fsck is git's own full check, with a clean config. Its findings are in the error.
+func (r Repo) Fsck(ctx context.Context) error {
+	_, err := r.runWith(ctx, bareConfig, nil, nil, "fsck", "--full", "--no-dangling", "--no-progress")
+	return err
+}
+
+// SetFormat has a config file say the object format ("sha1" or "sha256"), and nothing of another
+// kind of repository than one with refs in files. The file must not be the config of the repository
+// that its directory is: git reads that one.
+func SetFormat(ctx context.Context, file, format string) error {
+	r := Repo{Dir: filepath.Dir(file)}
+	set := func(args ...string) error {
+		_, err := r.runWith(ctx, bareConfig, nil, nil, append([]string{"config", "--file", file}, args...)...)
+		if proc.ExitCode(err) == 5 && args[0] == "--unset-all" { // it was not there
+			return nil
+		}
+		return err
+	}
+	version := "0"
+	for _, key := range []string{"extensions.objectformat", "extensions.compatobjectformat", "extensions.refstorage", "extensions.worktreeconfig"} {
+		if err := set("--unset-all", key); err != nil {
+			return err
+		}
+	}
+	if format != "sha1" {
+		version = "1"
+		if err := set("extensions.objectformat", format); err != nil {
+			return err
+		}
+	}
+	return set("--replace-all", "core.repositoryformatversion", version)
+}
+
+// FileConfig returns the values in a config file. What it includes does not count.
+func FileConfig(ctx context.Context, file string) ([]ConfigEntry, error) {
+	r := Repo{Dir: filepath.Dir(file)}
+	out := &limitedBuffer{max: 16 << 20}
+	if _, err := r.runWith(ctx, bareConfig, nil, out, "config", "--file", file, "--no-includes", "-z", "--list"); err != nil {
+		return nil, err
+	}
+	return parseConfig(out.buf.Bytes()), nil
+}

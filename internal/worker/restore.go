@@ -1,0 +1,251 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"mirror-shell/hooks"
+	"mirror-shell/internal/cli"
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/proc"
+	"mirror-shell/mirrorcfg"
+	"mirror-shell/peer"
+	"mirror-shell/peer/snapshot"
+)
+
+// restored is what became of one repository.
+type restored struct {
+	Repository string     `json:"repository"`
+	Snapshot   *time.Time `json:"snapshot,omitempty"` // when it was taken
+	ID         string     `json:"id,omitempty"`
+	Directory  string     `json:"directory,omitempty"`
+	Aside      string     `json:"aside,omitempty"` // where what was there is now
+	Bytes      int64      `json:"bytes,omitempty"`
+	Note       string     `json:"note,omitempty"`
+	Error      string     `json:"error,omitempty"`
+	Skipped    bool       `json:"skipped,omitempty"` // it was not there at that time
+}
+
+// restoreRun is one run of restore.
+type restoreRun struct {
+	*command
+	vault *snapshot.Vault
+	at    time.Time
+	shown *progress
+	began time.Time
+	mu    sync.Mutex
+	all   []restored
+}
+
+// restore brings repositories back, in parallel, all to the same point in time.
+func (c *command) restore(ctx context.Context) error {
+	if c.Restore.All == (len(c.Restore.Repositories) > 0) {
+		return cli.Usage{Message: "name repositories, or give --all"}
+	}
+	r := &restoreRun{command: c, began: time.Now()}
+	r.at = r.began
+	if c.Restore.At != "" {
+		at, err := snapshot.ParseTime(c.Restore.At, r.began, time.Local)
+		if err != nil {
+			return cli.Usage{Message: err.Error()}
+		}
+		r.at = at
+	}
+	if into := c.Restore.Into; into != "" {
+		abs, err := filepath.Abs(into)
+		if err != nil {
+			return err
+		}
+		c.Restore.Into = abs
+	}
+	_, vault, err := c.vault(ctx, c.Restore.From)
+	if err != nil {
+		return err
+	}
+	r.vault = vault
+	names, err := inVault(ctx, vault, c.Restore.Repositories)
+	if err != nil {
+		return err
+	}
+	r.shown = newProgress(c.Stderr, c.Restore.Quiet || c.Restore.JSON)
+	defer r.shown.Close()
+	r.run(ctx, names)
+	return r.finish(ctx)
+}
+
+// inVault returns the repositories in a vault that the patterns name; all when there is none.
+func inVault(ctx context.Context, vault *snapshot.Vault, patterns []string) ([]string, error) {
+	all, err := vault.Repositories(ctx)
+	if err != nil || len(patterns) == 0 {
+		return all, err
+	}
+	var chosen []string
+	for _, pattern := range patterns {
+		pattern = strings.TrimSuffix(pattern, ".git")
+		if err := mirrorcfg.CheckGlob(pattern); err != nil {
+			return nil, err
+		}
+		before := len(chosen)
+		for _, name := range all {
+			if mirrorcfg.MatchGlob(pattern, name) {
+				chosen = append(chosen, name)
+			}
+		}
+		if len(chosen) == before {
+			return nil, fmt.Errorf("nothing in the vault matches %q: mirror-shell snapshots lists what there is", pattern)
+		}
+	}
+	slices.Sort(chosen)
+	return slices.Compact(chosen), nil
+}
+
+func (r *restoreRun) run(ctx context.Context, names []string) {
+	done := r.shown.Stage("repositories restored", len(names))
+	var all errgroup.Group
+	all.SetLimit(min(r.server.Worker.Jobs, max(2, runtime.NumCPU())))
+	for _, name := range names {
+		all.Go(func() error {
+			defer done.Done(1)
+			out := restored{Repository: name}
+			if err := cmp.Or(ctx.Err(), r.one(ctx, name, &out)); err != nil {
+				out.Error = proc.OneLine(err.Error(), 1000)
+			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.all = append(r.all, out)
+			r.tell(out)
+			return nil
+		})
+	}
+	all.Wait()
+}
+
+// one restores one repository. Its error is that the repository is not there as it was.
+func (r *restoreRun) one(ctx context.Context, name string, out *restored) error {
+	chosen, err := r.vault.Choose(ctx, name, r.at, r.Restore.ID)
+	if errors.Is(err, snapshot.ErrNoSnapshot) && r.wide() {
+		out.Skipped, out.Note = true, err.Error()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	out.Snapshot, out.ID = &chosen.Time, chosen.ID
+	dir, err := r.target(name)
+	if err != nil {
+		return err
+	}
+	options := snapshot.RestoreOptions{WithoutHooks: r.Restore.WithoutHooks}
+	if r.Restore.Check == "checksums" {
+		options.Check = snapshot.Checksums
+	}
+	if r.Restore.InPlace {
+		// Slaves may have what came after the snapshot: no push may take it from them unseen.
+		options.Replace, options.Mark = true, strings.TrimPrefix(peer.RestoredMark(dir), dir+"/")
+	}
+	report, err := r.vault.Restore(ctx, chosen.Name, dir, options)
+	out.Note = strings.Join(append(chosen.Notes, report.Notes...), "; ")
+	if err != nil {
+		return err
+	}
+	out.Directory, out.Aside, out.Bytes = dir, report.Before, report.Bytes
+	if r.Restore.InPlace {
+		return r.hooked(ctx, git.Repo{Dir: dir})
+	}
+	return nil
+}
+
+// wide reports whether more was asked for than names: what did not exist at that time is then no failure.
+func (r *restoreRun) wide() bool {
+	return r.Restore.All || slices.ContainsFunc(r.Restore.Repositories, func(p string) bool { return strings.ContainsAny(p, "*?[") })
+}
+
+// target is where a repository goes.
+func (r *restoreRun) target(name string) (string, error) {
+	if r.Restore.Into != "" {
+		return filepath.Join(r.Restore.Into, name+".git"), nil
+	}
+	_, repo, err := r.server.Find(name)
+	if err == nil || !errors.Is(err, mirrorcfg.ErrNoRepo) {
+		return repo.Dir, err
+	}
+	return filepath.Join(r.server.RepoBase, name+".git"), nil
+}
+
+// hooked puts the hooks into a repository that takes part in mirroring: those in the backup may be of another
+// installation, and without ours the repository would take pushes that it must refuse.
+func (r *restoreRun) hooked(ctx context.Context, repo git.Repo) error {
+	if _, err := hooks.Install(ctx, repo, r.Programs); err != nil {
+		return fmt.Errorf("restored, but without hooks: %w: run mirror-shell install-hooks", err)
+	}
+	return nil
+}
+
+// tell says what became of a repository. The lock is held.
+func (r *restoreRun) tell(out restored) {
+	switch {
+	case out.Error != "":
+		fmt.Fprintf(r.shown, "mirror-shell: %s: not restored: %s\n", out.Repository, out.Error)
+	case r.Restore.Quiet || r.Restore.JSON:
+	case out.Skipped:
+		fmt.Fprintf(r.shown, "%s: left out: %s\n", out.Repository, out.Note)
+	default:
+		aside := ""
+		if out.Aside != "" {
+			aside = "; what was there is now " + out.Aside
+		}
+		fmt.Fprintf(r.shown, "%s: as of %s in %s%s%s\n", out.Repository, out.Snapshot.Local().Format(time.DateTime), out.Directory, inParentheses(out.Note), aside)
+	}
+}
+
+// finish prints the summary; the error is that something could not be restored.
+func (r *restoreRun) finish(ctx context.Context) error {
+	r.shown.Close()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	slices.SortFunc(r.all, func(a, b restored) int { return cmp.Compare(a.Repository, b.Repository) })
+	count := map[string]int{}
+	var bytes int64
+	for _, out := range r.all {
+		bytes += out.Bytes
+		switch {
+		case out.Error != "":
+			count["failed"]++
+		case out.Skipped:
+			count["skipped"]++
+		}
+	}
+	took := time.Since(r.began).Seconds()
+	if r.Restore.JSON {
+		err := json.NewEncoder(r.Stdout).Encode(struct {
+			At           time.Time  `json:"at"`
+			Repositories []restored `json:"repositories"`
+			Seconds      float64    `json:"seconds"`
+		}{r.at.UTC(), r.all, took})
+		if err != nil {
+			return err
+		}
+	} else if !r.Restore.Quiet {
+		fmt.Fprintf(r.Stdout, "%d repositories restored, %d left out, %d failures, %s in %.1f s\n",
+			len(r.all)-count["failed"]-count["skipped"], count["skipped"], count["failed"], bytesText(bytes), took)
+		if r.Restore.InPlace && len(r.all) > 0 {
+			fmt.Fprintln(r.Stdout, "what slaves have beyond this is held: see mirror-shell status after mirror-shell sync; mirror-shell sync --pull-from PEER REPO fetches it")
+		}
+	}
+	if count["failed"] > 0 {
+		return cli.Exit(1)
+	}
+	return nil
+}

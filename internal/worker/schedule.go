@@ -1,0 +1,148 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/adhocore/gronx"
+
+	"mirror-shell/internal/durable"
+	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/queue"
+	"mirror-shell/peer"
+)
+
+// maxJitter bounds by how much a scheduled run is late on purpose: a tenth of the time between
+// two runs, and not more than this. Servers with the same schedule then do not fall upon the vault together.
+const maxJitter = 5 * time.Minute
+
+// schedule is when a backup peer gets a run over all repositories.
+type schedule struct {
+	peer, expression string
+}
+
+// schedules returns those of the configuration, each checked.
+func (c *command) schedules() ([]schedule, error) {
+	var all []schedule
+	for name, p := range c.server.Peers {
+		if p.Schedule == "" {
+			continue
+		}
+		if !gronx.IsValid(p.Schedule) {
+			return nil, fmt.Errorf("peer.%s.schedule = %q in %s is not a schedule: write \"@hourly\", \"@daily\" or the five fields of cron, such as \"15 3 * * *\"", name, p.Schedule, c.server.File)
+		}
+		all = append(all, schedule{name, p.Schedule})
+	}
+	return all, nil
+}
+
+// due returns when the next run is, without jitter, and how much later it may be. One that was
+// missed because nothing ran is due at once; a peer that has never been backed up to waits for its first time.
+func (s schedule) due(last, now time.Time) (at time.Time, slack time.Duration, err error) {
+	next, err := gronx.NextTickAfter(s.expression, now, false)
+	if err != nil {
+		return time.Time{}, 0, fmt.Errorf("schedule of %s: %w", s.peer, err)
+	}
+	previous, err := gronx.PrevTickBefore(s.expression, now, true)
+	if err != nil {
+		return next, 0, nil // there is none: a single date
+	}
+	slack = min(next.Sub(previous)/10, maxJitter)
+	if !last.IsZero() && last.Before(previous) {
+		return now, min(slack, time.Minute), nil
+	}
+	return next, slack, nil
+}
+
+// scheduleFile remembers when the last scheduled run to a peer began.
+func (c *command) scheduleFile(peer string) string {
+	return filepath.Join(c.server.StateDir, "schedule-"+peer+".json")
+}
+
+func (c *command) lastScheduled(peer string) (time.Time, error) {
+	var last struct{ Began time.Time }
+	data, err := os.ReadFile(c.scheduleFile(peer))
+	if errors.Is(err, fs.ErrNotExist) {
+		return time.Time{}, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &last)
+	}
+	return last.Began, err
+}
+
+func (c *command) noteScheduled(peer string, began time.Time) error {
+	data, err := json.Marshal(struct{ Began time.Time }{began.UTC()})
+	if err != nil {
+		return err
+	}
+	return durable.Replace(c.scheduleFile(peer), append(data, '\n'))
+}
+
+// keepSchedules runs the scheduled backups until stop is called.
+func (c *command) keepSchedules(ctx context.Context, all []schedule, peers *peer.Peers, log *slog.Logger) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	for _, s := range all {
+		done.Go(func() { c.keepSchedule(ctx, s, peers, log) })
+	}
+	return func() {
+		cancel()
+		done.Wait()
+	}
+}
+
+func (c *command) keepSchedule(ctx context.Context, s schedule, peers *peer.Peers, log *slog.Logger) {
+	for ctx.Err() == nil {
+		last, err := c.lastScheduled(s.peer)
+		if err != nil {
+			log.Error("it is not known when the last scheduled backup was", "peer", s.peer, "error", err)
+		}
+		at, slack, err := s.due(last, time.Now())
+		if err != nil {
+			log.Error("no more scheduled backups", "peer", s.peer, "error", err)
+			return
+		}
+		at = at.Add(time.Duration(rand.Int64N(int64(slack) + 1)))
+		if sleep(ctx, time.Until(at)) != nil {
+			return
+		}
+		if err := c.noteScheduled(s.peer, time.Now()); err != nil {
+			log.Error("the time of the scheduled backup cannot be written down", "peer", s.peer, "error", err)
+		}
+		if err := c.scheduled(ctx, s.peer, peers, log); err != nil && ctx.Err() == nil {
+			log.Error("scheduled backup", "peer", s.peer, "error", err)
+		}
+	}
+}
+
+// scheduled compares all repositories with the vault and queues those that have changed: the worker
+// runs them, tries again what fails, and status shows them. The others cost one request each.
+func (c *command) scheduled(ctx context.Context, name string, peers *peer.Peers, log *slog.Logger) error {
+	r := c.newBackupRun(name, peers)
+	changed, err := r.look(ctx, nil)
+	if err != nil {
+		return err
+	}
+	changes := make([]queue.Change, len(changed))
+	for i, repository := range changed {
+		changes[i] = queue.Change{Key: queue.Key{Repository: repository, Peer: name}, Origin: inbox.OriginExplicit, Time: r.began}
+	}
+	if _, err := c.queue.Enqueue(ctx, changes); err != nil {
+		return err
+	}
+	log.Info("scheduled backup", "peer", name, "repositories", r.summary.Repositories, "unchanged", r.summary.Unchanged, "queued", len(changes))
+	for _, f := range r.summary.Failures {
+		log.Error("scheduled backup", "peer", name, "repository", f.Repository, "error", f.Error)
+	}
+	return c.wake()
+}

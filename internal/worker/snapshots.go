@@ -1,0 +1,150 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"mirror-shell/internal/cli"
+	"mirror-shell/internal/proc"
+	"mirror-shell/peer/snapshot"
+)
+
+// listed is one snapshot as snapshots prints it.
+type listed struct {
+	Repository string    `json:"repository"`
+	Time       time.Time `json:"time"`
+	ID         string    `json:"id,omitempty"`
+	Digest     string    `json:"digest"`
+	Snapshot   string    `json:"snapshot"` // what check records and manifests call it
+	Encrypted  bool      `json:"encrypted"`
+}
+
+// snapshots lists what there is, newest first in each repository.
+func (c *command) snapshots(ctx context.Context) error {
+	_, vault, err := c.vault(ctx, c.Snapshots.From)
+	if err != nil {
+		return err
+	}
+	repositories, err := inVault(ctx, vault, c.Snapshots.Repositories)
+	if err != nil {
+		return err
+	}
+	table := tabwriter.NewWriter(c.Stdout, 0, 0, 2, ' ', 0)
+	lines := json.NewEncoder(c.Stdout)
+	if !c.Snapshots.JSON {
+		fmt.Fprintln(table, "REPOSITORY\tTIME\tID\tREFS")
+	}
+	for _, repository := range repositories {
+		for name, err := range vault.Snapshots(ctx, repository) {
+			if err != nil {
+				return err
+			}
+			if c.Snapshots.JSON {
+				err = lines.Encode(listed{name.Repository, name.Time, name.ID, name.Digest, name.Sum, name.Sealed})
+			} else {
+				_, err = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", name.Repository, name.Time.Local().Format("2006-01-02 15:04:05.000 MST"), cmp.Or(name.ID, "-"), name.Digest[:12])
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return table.Flush()
+}
+
+// verified is what verify found of one repository.
+type verified struct {
+	Repository   string          `json:"repository"`
+	Snapshots    int             `json:"snapshots"`
+	Objects      int             `json:"objects"`
+	Bytes        int64           `json:"bytes"`        // that were read
+	Unreferenced int             `json:"unreferenced"` // objects that no snapshot needs
+	Findings     []string        `json:"findings"`
+	Drill        *snapshot.Check `json:"drill,omitempty"`
+}
+
+// verify compares the manifests with the store, one repository after the other, and exits with 1 when anything is wrong.
+func (c *command) verify(ctx context.Context) error {
+	name, vault, err := c.vault(ctx, c.Verify.From)
+	if err != nil {
+		return err
+	}
+	repositories, err := inVault(ctx, vault, c.Verify.Repositories)
+	if err != nil {
+		return err
+	}
+	shown := newProgress(c.Stderr, c.Verify.Quiet || c.Verify.JSON)
+	defer shown.Close()
+	stage := shown.Stage("repositories verified", len(repositories))
+	all := []verified{}
+	bad, began := 0, time.Now()
+	for _, repository := range repositories {
+		v := c.verifyOne(ctx, name, vault, repository)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		for _, finding := range v.Findings {
+			fmt.Fprintf(shown, "mirror-shell: %s: %s\n", repository, proc.OneLine(finding, 1000))
+		}
+		bad += len(v.Findings)
+		all = append(all, v)
+		stage.Done(1)
+	}
+	shown.Close()
+	return c.finishVerify(all, bad, time.Since(began))
+}
+
+// verifyOne verifies one repository. That it could not be done is a finding too.
+func (c *command) verifyOne(ctx context.Context, peerName string, vault *snapshot.Vault, repository string) verified {
+	found, err := vault.Verify(ctx, repository, snapshot.VerifyOptions{
+		ReadData: c.Verify.ReadData, Drill: c.Verify.Drill, Expect: c.latestKnown(repository, peerName),
+	})
+	v := verified{
+		Repository: repository, Snapshots: found.Snapshots, Objects: found.Objects, Bytes: found.Bytes,
+		Unreferenced: found.Unreferenced, Findings: []string{}, Drill: found.Drill,
+	}
+	for _, f := range found.Faults {
+		v.Findings = append(v.Findings, faultText(f))
+	}
+	if found.Drill != nil && found.Drill.Error != "" {
+		v.Findings = append(v.Findings, "the drill failed: "+found.Drill.Error)
+	}
+	if err != nil {
+		v.Findings = append(v.Findings, err.Error())
+	}
+	return v
+}
+
+func (c *command) finishVerify(all []verified, bad int, took time.Duration) error {
+	var snapshots, objects int
+	var bytes int64
+	for _, v := range all {
+		snapshots, objects, bytes = snapshots+v.Snapshots, objects+v.Objects, bytes+v.Bytes
+	}
+	switch {
+	case c.Verify.JSON:
+		if err := json.NewEncoder(c.Stdout).Encode(all); err != nil {
+			return err
+		}
+	case !c.Verify.Quiet || bad > 0:
+		fmt.Fprintf(c.Stdout, "%d repositories, %d snapshots, %d objects, %s read: %d findings, in %.1f s\n",
+			len(all), snapshots, objects, bytesText(bytes), bad, took.Seconds())
+	}
+	if bad > 0 {
+		return cli.Exit(1)
+	}
+	return nil
+}
+
+// faultText is a fault for people: what is wrong with which key, and since when the snapshots that need it are.
+func faultText(f snapshot.Fault) string {
+	text := f.Key + ": " + f.Problem
+	if n := len(f.Snapshots); n > 0 {
+		text += fmt.Sprintf(" (needed by %d snapshots, the newest of %s)", n, f.Snapshots[0].Time.Local().Format(time.DateTime))
+	}
+	return text
+}

@@ -1,0 +1,173 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"mirror-shell/internal/durable"
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/refset"
+	"mirror-shell/mirrorcfg"
+	"mirror-shell/peer/snapshot"
+	"mirror-shell/peer/store"
+)
+
+// KindBackup and KindSSH are the kinds of peers.
+const (
+	KindSSH    = "ssh"
+	KindBackup = "backup"
+)
+
+// Kind returns the kind of a peer, which need not be configured.
+func (p *Peers) Kind(name string) string {
+	if kind := p.Server.Peers[name].Kind; kind != "" {
+		return kind
+	}
+	return KindSSH
+}
+
+// backupPeer takes snapshots into a vault. Nothing is ever overwritten there, so there is nothing to
+// hold or to rescue: a repository that was emptied by mistake gives one more snapshot, of
+// an empty repository.
+type backupPeer struct {
+	name  string
+	peers *Peers
+}
+
+// vaults are the vaults of a process: one for each peer, whose connections, limits and
+// rates all jobs share.
+type vaults struct {
+	mu     sync.Mutex
+	opened map[string]*snapshot.Vault
+}
+
+// Vault returns the vault of a backup peer. The error says what is wrong with its configuration.
+func (p *Peers) Vault(ctx context.Context, name string) (*snapshot.Vault, error) {
+	if p.Kind(name) != KindBackup {
+		return nil, fmt.Errorf("%s is no backup: write [peer.%s] with kind = %q and its url into %s", name, name, KindBackup, p.Server.File)
+	}
+	p.vaults.mu.Lock()
+	defer p.vaults.mu.Unlock()
+	if v := p.vaults.opened[name]; v != nil {
+		return v, nil
+	}
+	v, err := p.openVault(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if p.vaults.opened == nil {
+		p.vaults.opened = map[string]*snapshot.Vault{}
+	}
+	p.vaults.opened[name] = v
+	return v, nil
+}
+
+// Sync implements Peer.
+func (b *backupPeer) Sync(ctx context.Context, src Source, _ io.Writer) (Outcome, error) {
+	vault, err := b.peers.Vault(ctx, b.name)
+	if err != nil {
+		return Outcome{}, err
+	}
+	source := b.source(src.Config, src.Repo.Dir)
+	source.ID = src.ID
+	taken, err := vault.Take(ctx, source)
+	out := Outcome{Digest: taken.Name.Digest, Note: taken.Note, Phases: phasesOf(taken.Phases), Sent: taken.Uploaded}
+	return out, b.explain(err)
+}
+
+// explain adds the sentinel of a peer that no repository can be brought to.
+func (b *backupPeer) explain(err error) error {
+	if errors.Is(err, store.ErrUnreachable) || errors.Is(err, store.ErrDenied) {
+		return fmt.Errorf("%s: %w: %w", b.name, ErrUnreachable, err)
+	}
+	return err
+}
+
+// Look implements Looker. The digest of a copy that lacks anything, be it a hook, is "".
+func (b *backupPeer) Look(ctx context.Context, cfg *mirrorcfg.Repo) (Standing, error) {
+	digest, err := b.peers.LookAt(ctx, b.name, cfg, "")
+	return Standing{Digest: digest, NoHead: true}, err
+}
+
+// look finds out whether a repository is as its latest snapshot says. With an ID, an unchanged one
+// gets a record that says so. It takes no lock: what it reads may be older than a
+// snapshot that is being taken, and is then just not unchanged.
+func (b *backupPeer) look(ctx context.Context, cfg *mirrorcfg.Repo, id string) (snapshot.Result, error) {
+	vault, err := b.peers.Vault(ctx, b.name)
+	if err != nil {
+		return snapshot.Result{}, err
+	}
+	_, repo, err := b.peers.Server.Find(cfg.Name)
+	if err != nil {
+		return snapshot.Result{}, err
+	}
+	source := b.source(cfg, repo.Dir)
+	source.ID, source.Look = id, true
+	taken, err := vault.Take(ctx, source)
+	return taken, b.explain(err)
+}
+
+// source is what a vault has to know of a repository.
+func (b *backupPeer) source(cfg *mirrorcfg.Repo, dir string) snapshot.Source {
+	return snapshot.Source{
+		Repository: cfg.Name, Repo: git.Repo{Dir: dir}, Mirrored: cfg.MirroredRefs, Memory: BackupMemory(dir, b.name),
+	}
+}
+
+// BackupMemory is the directory in a repository where the latest manifest at a backup peer is kept. It is a
+// cache of what is in the vault.
+func BackupMemory(repoDir, name string) string {
+	return filepath.Join(refset.Dir(repoDir), "backup", name)
+}
+
+// LookAt tells how a repository stands in the vault of a backup peer, by one request; with an ID,
+// and a second request, an unchanged one is recorded as part of that run. Digest is "" when it has to be backed up.
+func (p *Peers) LookAt(ctx context.Context, name string, cfg *mirrorcfg.Repo, id string) (digest string, err error) {
+	taken, err := (&backupPeer{name, p}).look(ctx, cfg, id)
+	if err != nil || !taken.Unchanged {
+		return "", err
+	}
+	return taken.Name.Digest, nil
+}
+
+func phasesOf(p snapshot.Phases) map[string]time.Duration {
+	return map[string]time.Duration{"read": p.Read, "pack": p.Pack, "upload": p.Upload, "publish": p.Publish, "check": p.Check}
+}
+
+// openVault opens the vault that a backup peer is configured to be.
+func (p *Peers) openVault(ctx context.Context, name string) (*snapshot.Vault, error) {
+	server, c := p.Server, p.Server.Peers[name]
+	place, err := store.Open(ctx, store.Options{
+		URL: c.URL, CredentialsFile: c.CredentialsFile, LockMode: c.LockMode, Concurrency: c.Concurrency,
+		BytesPerSecond: int64(c.BytesPerSecond), RequestsPerSecond: float64(c.RequestsPerSecond),
+		Stall: time.Duration(server.Worker.StallTimeout),
+	})
+	if err != nil {
+		return nil, err
+	}
+	v := &snapshot.Vault{
+		Store: place, Scratch: filepath.Join(server.StateDir, "scratch"), Include: c.Include, Exclude: c.Exclude,
+		Retain: time.Duration(c.Lock), Grace: time.Duration(c.Grace), Server: server.Hostname, Program: p.Program,
+	}
+	if v.Recipients, err = snapshot.ParseRecipients(c.Recipients); err != nil {
+		return nil, err
+	}
+	if c.RecipientsFile != "" {
+		more, err := snapshot.LoadRecipients(c.RecipientsFile)
+		if err != nil {
+			return nil, err
+		}
+		v.Recipients = append(v.Recipients, more...)
+	}
+	if c.IdentityFile != "" {
+		if v.Identities, err = snapshot.LoadIdentities(c.IdentityFile); err != nil {
+			return nil, err
+		}
+	}
+	return v, durable.MakeDirs(v.Scratch)
+}

@@ -1,0 +1,133 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"mirror-shell/internal/digest"
+	"mirror-shell/internal/git"
+)
+
+// capture is what a repository is at one moment, its packs apart.
+type capture struct {
+	Manifest        // without packs; objects of files and LFS have no key yet
+	files    *kept  // where the content of the files is
+	borrows  bool   // objects of other repositories are used
+	grafts   bool   // history is not what the commits say
+	digits   int    // bytes of an object id
+	dir      string // the repository
+}
+
+// errPartial: there is no saying what is missing in such a repository, and what is not there by intent.
+var errPartial = errors.New("it is a partial clone, which lacks objects by intent, and a backup of it could not be restored: fetch everything (git fetch --refetch without a filter, and remove the promisor settings and files)")
+
+// capture looks at everything but objects. Refs come first: what they reach is in the object
+// directory by then, and stays there for as long as git's gc spares what is young.
+func (t *taking) capture(ctx context.Context) (*capture, error) {
+	repo := t.src.Repo
+	if !git.IsRepository(repo.Dir) {
+		return nil, fmt.Errorf("%s is not a repository", repo.Dir)
+	}
+	c := &capture{dir: repo.Dir}
+	c.Time = t.v.now()
+	if err := c.refuse(ctx, repo); err != nil {
+		return nil, err
+	}
+	if err := c.readRefs(ctx, repo); err != nil {
+		return nil, err
+	}
+	mirrored := t.src.Mirrored
+	if mirrored == nil {
+		mirrored = outsideMirror
+	}
+	c.Digest = digest.Of(mirrored(maps.Clone(c.Refs)))
+	var err error
+	c.files, c.Files, c.LFS, err = t.v.keep(ctx, repo.Dir, t.memory)
+	if err != nil {
+		return nil, fmt.Errorf("read the files: %w", err)
+	}
+	c.Format, c.Repository, c.ID, c.Server, c.Program = Format, t.src.Repository, t.src.ID, t.v.Server, t.v.Program
+	return c, nil
+}
+
+// refuse says which repositories cannot be backed up, and notes what is unusual.
+func (c *capture) refuse(ctx context.Context, repo git.Repo) error {
+	partial, err := repo.Partial(ctx)
+	if err != nil {
+		return err
+	}
+	if partial {
+		return errPartial
+	}
+	if holds(repo.Dir, "shallow") {
+		return errors.New("it is a shallow clone, whose history ends somewhere, and a backup of it could not be restored: git fetch --unshallow")
+	}
+	if _, err := os.Lstat(filepath.Join(repo.Dir, "commondir")); err == nil {
+		return errors.New("it is a worktree of another repository: back that one up")
+	}
+	c.grafts = holds(repo.Dir, "info/grafts")
+	c.borrows = holds(repo.Dir, "objects/info/alternates")
+	return nil
+}
+
+// holds reports whether a file of the repository is there and not empty.
+func holds(dir, name string) bool {
+	info, err := os.Stat(filepath.Join(dir, filepath.FromSlash(name)))
+	return err == nil && info.Size() > 0
+}
+
+func (c *capture) readRefs(ctx context.Context, repo git.Repo) (err error) {
+	if c.ObjectFormat, err = repo.ObjectFormat(ctx); err != nil {
+		return err
+	}
+	if c.digits = map[string]int{"sha1": 20, "sha256": 32}[c.ObjectFormat]; c.digits == 0 {
+		return fmt.Errorf("its object format %q is unknown", c.ObjectFormat)
+	}
+	if c.Refs, c.SymRefs, err = repo.RefsAndTargets(ctx); err != nil {
+		return err
+	}
+	if c.Head, err = repo.Head(ctx); err != nil || c.Head != "" {
+		return err
+	}
+	c.Detached, err = repo.DetachedHead(ctx)
+	return err
+}
+
+// outsideMirror are the refs that peers are compared by, unless the caller says otherwise.
+func outsideMirror(refs map[string]string) map[string]string {
+	maps.DeleteFunc(refs, func(name, _ string) bool { return strings.HasPrefix(name, "refs/mirror/") })
+	return refs
+}
+
+// tips returns the objects that the snapshot has to reach everything from, each once, sorted.
+func (m *Manifest) tips() []string {
+	seen := make(map[string]bool, len(m.Refs))
+	for _, oid := range m.Refs {
+		seen[oid] = true
+	}
+	if m.Detached != "" {
+		seen[m.Detached] = true
+	}
+	return slices.Sorted(maps.Keys(seen))
+}
+
+// sameRefs reports whether nothing moved between two looks.
+func (m *Manifest) sameRefs(other *Manifest) bool {
+	return m.Head == other.Head && m.Detached == other.Detached && maps.Equal(m.Refs, other.Refs)
+}
+
+// after returns the time of a snapshot that follows one of that time.
+func after(now, latest time.Time) time.Time {
+	now = now.UTC().Truncate(time.Millisecond)
+	if next := latest.Add(time.Millisecond); next.After(now) {
+		return next.UTC()
+	}
+	return now
+}

@@ -1,0 +1,120 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"time"
+)
+
+// Kinds of a Check; see the package comment.
+const (
+	checkSame  = "same"
+	checkBad   = "bad"
+	checkGood  = "good"
+	checkDrill = "drill"
+)
+
+// Check is what was found out about a snapshot after it was made, as it is stored.
+type Check struct {
+	Format   int       `json:"format"`
+	Kind     string    `json:"kind"`     // "same", "bad", "good" or "drill"
+	Snapshot string    `json:"snapshot"` // Sum of the snapshot
+	ID       string    `json:"id,omitempty"`
+	Time     time.Time `json:"time"`
+	Server   string    `json:"server"`
+	Program  string    `json:"program"`
+	Error    string    `json:"error,omitempty"` // what is wrong; "": nothing
+	Seconds  float64   `json:"seconds,omitempty"`
+	Bytes    int64     `json:"bytes,omitempty"`   // that were read
+	Objects  int64     `json:"objects,omitempty"` // of the store, that were looked at
+	Text     string    `json:"text,omitempty"`    // for people
+}
+
+// maxCheck bounds what is read of a check, in bytes.
+const maxCheck = 1 << 20
+
+// record stores a check. Format, server, program and (when it is zero) the time are filled in.
+func (v *Vault) record(ctx context.Context, repository string, c Check) error {
+	c.Format, c.Server, c.Program = Format, v.Server, v.Program
+	if c.Time.IsZero() {
+		c.Time = v.now()
+	}
+	c.Time = c.Time.UTC().Truncate(time.Millisecond)
+	for attempt := 0; ; attempt++ {
+		data, err := json.Marshal(c)
+		if err != nil {
+			return err
+		}
+		name := checkName{Repository: repository, Time: c.Time, Kind: c.Kind, Sum: c.Snapshot, ID: c.ID}
+		if _, err := parseCheckName(name.key()); err != nil {
+			return fmt.Errorf("record a check: %w", err) // nothing is written that could not be read
+		}
+		err = v.Store.Put(ctx, name.key(), v.blob(data))
+		if errors.Is(err, fs.ErrExist) && attempt < 10 { // another one in this millisecond
+			c.Time = c.Time.Add(time.Millisecond)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("record a check of %s: %w", repository, err)
+		}
+		return nil
+	}
+}
+
+// checks yields the names of a repository's checks, newest first. Keys that are none's are left out.
+func (v *Vault) checks(ctx context.Context, repository string) iter.Seq2[checkName, error] {
+	return func(yield func(checkName, error) bool) {
+		for info, err := range v.Store.List(ctx, checksOf(repository), "", 0) {
+			if err != nil {
+				yield(checkName{}, fmt.Errorf("list checks of %s: %w", repository, err))
+				return
+			}
+			name, err := parseCheckName(info.Key)
+			if err != nil {
+				v.log().Warn("a key in the vault is not ours", "error", err)
+				continue
+			}
+			if !yield(name, nil) {
+				return
+			}
+		}
+	}
+}
+
+// loadCheck reads a check. Nothing protects its content from who may write to the store.
+func (v *Vault) loadCheck(ctx context.Context, name checkName) (Check, error) {
+	data, err := v.readSmall(ctx, name.key(), maxCheck)
+	if err != nil {
+		return Check{}, err
+	}
+	var c Check
+	if err := json.Unmarshal(data, &c); err != nil {
+		return Check{}, fmt.Errorf("check %s: %w: %w", name.key(), ErrDamaged, err)
+	}
+	if c.Snapshot != name.Sum || c.Kind != name.Kind {
+		return Check{}, fmt.Errorf("check %s: %w: it speaks of something else than its name", name.key(), ErrDamaged)
+	}
+	return c, nil
+}
+
+// readSmall reads a blob of at most max bytes.
+func (v *Vault) readSmall(ctx context.Context, key string, max int64) ([]byte, error) {
+	r, err := v.Store.Get(ctx, key, 0, -1)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	defer r.Close()
+	data, err := io.ReadAll(io.LimitReader(r, max+1))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	if int64(len(data)) > max {
+		return nil, fmt.Errorf("%s: %w: more than %d bytes", key, ErrDamaged, max)
+	}
+	return data, nil
+}

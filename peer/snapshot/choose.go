@@ -1,0 +1,121 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Repositories returns the names of all repositories that have snapshots, sorted.
+func (v *Vault) Repositories(ctx context.Context) ([]string, error) {
+	var all []string
+	last, after := "", ""
+	for {
+		// One listing per repository: a vault has few repositories with very many snapshots.
+		next, found, err := v.nextRepository(ctx, after)
+		if err != nil || !found {
+			slices.Sort(all) // "a/b.git/" sorts before "a.git/" in keys
+			return slices.Compact(all), err
+		}
+		if next != last {
+			all, last = append(all, next), next
+		}
+		after = snapshotsOf(next) + "~" // greater than every name below it
+	}
+}
+
+// nextRepository returns the repository of the first snapshot behind a key.
+func (v *Vault) nextRepository(ctx context.Context, after string) (repository string, found bool, err error) {
+	for name, err := range v.names(ctx, "snapshots/", after, 0) {
+		return name.Repository, err == nil, err
+	}
+	return "", false, nil
+}
+
+// Choice is a snapshot that was chosen, and what has to be said about it.
+type Choice struct {
+	Name
+	Notes []string
+}
+
+// ByID returns the newest snapshot that belongs to the run with that ID: it was made in it, or found to be
+// unchanged. ErrNoSnapshot when the run has none.
+func (v *Vault) ByID(ctx context.Context, repository, id string) (Name, error) {
+	if err := CheckID(id); err != nil {
+		return Name{}, err
+	}
+	same := map[string]bool{} // sums of the snapshots that were found unchanged
+	for c, err := range v.checks(ctx, repository) {
+		if err != nil {
+			return Name{}, err
+		}
+		if c.Kind == checkSame && c.ID == id {
+			same[c.Sum] = true
+		}
+	}
+	for name, err := range v.Snapshots(ctx, repository) {
+		if err != nil {
+			return Name{}, err
+		}
+		if name.ID == id || same[name.Sum] {
+			return name, nil
+		}
+	}
+	return Name{}, fmt.Errorf("%s: %w: none belongs to the run %q", repository, ErrNoSnapshot, id)
+}
+
+// Choose returns the snapshot to restore: that of the run with an ID, when id is given, else the newest that is not
+// newer than at, else (at is zero) the newest. Snapshots that are known to be bad are passed over,
+// and said, but not when an ID asks for exactly that one.
+func (v *Vault) Choose(ctx context.Context, repository string, at time.Time, id string) (Choice, error) {
+	bad, err := v.bad(ctx, repository)
+	if err != nil {
+		return Choice{}, err
+	}
+	if id != "" {
+		name, err := v.ByID(ctx, repository, id)
+		c := Choice{Name: name}
+		if err == nil && bad[name.Sum] {
+			c.Notes = append(c.Notes, describe(name)+" is known to be not whole")
+		}
+		return c, err
+	}
+	after := ""
+	if !at.IsZero() {
+		after = snapshotsOf(repository) + countdown(at.Truncate(time.Millisecond))
+	}
+	var c Choice
+	for name, err := range v.names(ctx, snapshotsOf(repository), after, 0) {
+		if err != nil {
+			return Choice{}, err
+		}
+		if !bad[name.Sum] {
+			c.Name = name
+			return c, nil
+		}
+		c.Notes = append(c.Notes, describe(name)+" is known to be not whole, and was passed over")
+	}
+	if len(c.Notes) > 0 {
+		return c, fmt.Errorf("%s: %w that is whole", repository, ErrNoSnapshot)
+	}
+	return c, fmt.Errorf("%s: %w", repository, ErrNoSnapshot)
+}
+
+func describe(n Name) string {
+	return "the snapshot of " + n.Time.UTC().Format(time.RFC3339)
+}
+
+// bad returns the sums of the snapshots whose newest judgement is that they are not whole.
+func (v *Vault) bad(ctx context.Context, repository string) (map[string]bool, error) {
+	judged := map[string]bool{}
+	for c, err := range v.checks(ctx, repository) { // newest first
+		if err != nil {
+			return nil, err
+		}
+		if _, known := judged[c.Sum]; !known && (c.Kind == checkBad || c.Kind == checkGood) {
+			judged[c.Sum] = c.Kind == checkBad
+		}
+	}
+	return judged, nil
+}

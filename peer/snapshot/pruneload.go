@@ -1,0 +1,121 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// inventory is what the manifests of a repository name. Of each manifest only that is kept in memory.
+type inventory struct {
+	v       *Vault
+	mu      sync.Mutex
+	loaded  map[string]bool      // keys of manifests
+	all     map[string]bool      // keys of data that any manifest names
+	stays   map[string]time.Time // those that one that stays names → until when it is known to be retained
+	follows map[string]bool      // Sums that those that stay follow
+}
+
+func (v *Vault) newInventory() *inventory {
+	return &inventory{v: v, loaded: map[string]bool{}, all: map[string]bool{}, stays: map[string]time.Time{}, follows: map[string]bool{}}
+}
+
+// loadsAtATime bounds the manifests in memory.
+const loadsAtATime = 4
+
+// add loads the manifests that were not loaded before. One that cannot be is an error: what it names
+// is unknown, so nothing may be deleted.
+func (i *inventory) add(ctx context.Context, names []Name, stay bool) error {
+	var missing []Name
+	for _, n := range names {
+		if !i.loaded[n.Key()] {
+			missing = append(missing, n)
+		}
+	}
+	return pruneEach(ctx, missing, func(ctx context.Context, n Name) error {
+		m, err := i.v.Load(ctx, n)
+		if err != nil {
+			return fmt.Errorf("nothing of %s is deleted, because what a snapshot needs is unknown: %w", n.Repository, err)
+		}
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		i.loaded[n.Key()] = true
+		for _, o := range m.Objects() {
+			i.all[o.Key] = true
+			if stay && !i.stays[o.Key].After(o.Retained) {
+				i.stays[o.Key] = o.Retained
+			}
+		}
+		if stay {
+			i.follows[m.Previous] = true
+		}
+		return nil
+	})
+}
+
+// manifests lists the snapshots of a repository, newest first. A key among them that is not understood is an error.
+func (v *Vault) manifests(ctx context.Context, repository string) ([]Name, error) {
+	var names []Name
+	for info, err := range v.Store.List(ctx, snapshotsOf(repository), "", 0) {
+		if err != nil {
+			return nil, fmt.Errorf("list snapshots of %s: %w", repository, err)
+		}
+		name, err := ParseName(info.Key)
+		if err != nil {
+			return nil, fmt.Errorf("nothing of %s is deleted, because there is something that may be a snapshot of a newer version: %w", repository, err)
+		}
+		names = append(names, name)
+	}
+	return names, nil
+}
+
+// pruneEach calls do for each item, loadsAtATime at once. The first error ends it.
+func pruneEach[T any](ctx context.Context, items []T, do func(context.Context, T) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var first error
+	next := make(chan T)
+	for range min(loadsAtATime, len(items)) {
+		wg.Go(func() {
+			for item := range next {
+				if err := do(ctx, item); err != nil {
+					mu.Lock()
+					if first == nil {
+						first = err
+					}
+					mu.Unlock()
+					cancel()
+				}
+			}
+		})
+	}
+feed:
+	for _, item := range items {
+		select {
+		case next <- item:
+		case <-ctx.Done():
+			break feed
+		}
+	}
+	close(next)
+	wg.Wait()
+	if first == nil && ctx.Err() != nil {
+		first = context.Cause(ctx)
+	}
+	return first
+}
+
+// needIdentities refuses what an encrypted vault does not let us see.
+func (v *Vault) needIdentities(names []Name) error {
+	sealed := len(v.Recipients) > 0
+	for _, n := range names {
+		sealed = sealed || n.Sealed
+	}
+	if sealed && len(v.Identities) == 0 {
+		return fmt.Errorf("which data the snapshots need stands in their encrypted manifests: %w: set identity_file of the peer, or prune on a server that has it", ErrKey)
+	}
+	return nil
+}

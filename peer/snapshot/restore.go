@@ -1,0 +1,128 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Thoroughness is what a restored repository has to pass before it takes its place.
+type Thoroughness int
+
+const (
+	// Full: besides Checksums, git reads every object of every pack and compares it with its id, and
+	// walks from all refs to make sure that nothing is missing.
+	Full Thoroughness = iota
+	// Checksums: every byte is the one that was backed up (SHA-256), each index belongs to its pack, and
+	// every ref's value is in a pack. It starts no git process.
+	Checksums
+)
+
+// RestoreOptions choose how a snapshot is restored. The zero value checks everything and replaces nothing.
+type RestoreOptions struct {
+	Check Thoroughness
+	// Replace allows a repository to be at the target; it is moved aside. Anything else that
+	// is there, an empty directory apart, is refused.
+	Replace bool
+	// WithoutHooks leaves out all by which somebody who may write to the vault could have a program
+	// run here: hooks, and of the config all but what is known to be harmless.
+	WithoutHooks bool
+	// Mark is the path in the repository of an empty file that is put there before it takes its place, or "".
+	Mark string
+	// Progress, when set, is called with the bytes that were written since the last call. It may be called by several
+	// goroutines at once.
+	Progress func(bytes int64)
+}
+
+// Restored says what a restore did.
+type Restored struct {
+	Snapshot Name
+	Dir      string   // where it is
+	Before   string   // where the repository is now that was there; "": there was none
+	Refs     int      // HEAD not counted
+	Objects  int      // packs, indexes, files and LFS objects
+	Bytes    int64    // of content
+	Notes    []string // for people: what was left out, or cleaned up
+
+	Download, Check time.Duration
+}
+
+// ErrIncomplete: the store gives what was backed up, but that is not a whole repository.
+var ErrIncomplete = errors.New("the snapshot is not whole")
+
+// ErrTarget: there is something where a repository should be restored to.
+var ErrTarget = errors.New("the target is taken")
+
+// Restore brings a snapshot back as a bare repository at dir, whose missing parents are made. Files belong
+// to the caller and have git's modes less the umask; core.sharedRepository of the restored config is
+// respected. On an error (ErrDamaged, ErrKey, ErrIncomplete, ErrTarget, or those of the store and the disk) dir is as it was.
+func (v *Vault) Restore(ctx context.Context, name Name, dir string, o RestoreOptions) (Restored, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return Restored{}, err
+	}
+	done := Restored{Snapshot: name, Dir: dir}
+	if err := v.restore(ctx, &done, o); err != nil {
+		return done, fmt.Errorf("restore %s of %s: %w", name.Repository, name.Time.UTC().Format(timeLayout), err)
+	}
+	return done, nil
+}
+
+func (v *Vault) restore(ctx context.Context, done *Restored, o RestoreOptions) error {
+	// Before anything is downloaded, and once more at the end.
+	if _, err := inspect(done.Dir, o.Replace); err != nil {
+		return err
+	}
+	m, err := v.Load(ctx, done.Snapshot)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(done.Dir), 0o755); err != nil {
+		return err
+	}
+	unlock, err := lockTarget(done.Dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	notes, err := tidy(done.Dir, v.now())
+	if err != nil {
+		return fmt.Errorf("clean up after a restore that was killed: %w", err)
+	}
+	done.Notes = append(done.Notes, notes...)
+	b, err := newBuild(v, m, done.Dir, o)
+	if err != nil {
+		return err
+	}
+	defer b.remove() // nothing, after it took its place
+	if err := b.make(ctx, done); err != nil {
+		return err
+	}
+	done.Before, err = b.swap(done.Dir, o.Replace, v.now())
+	return err
+}
+
+// make writes and checks the repository, and brings it to the disk.
+func (b *build) make(ctx context.Context, done *Restored) error {
+	start := time.Now()
+	if err := b.writeGit(ctx); err != nil {
+		return err
+	}
+	done.Download, start = time.Since(start), time.Now()
+	if err := b.check(ctx); err != nil {
+		return err
+	}
+	done.Check = time.Since(start)
+	if err := b.writeFiles(ctx); err != nil {
+		return err
+	}
+	if err := b.writeConfig(ctx); err != nil {
+		return err
+	}
+	done.Refs, done.Objects, done.Bytes = len(b.m.Refs), int(b.objects.Load()), b.bytes.Load()
+	done.Notes = append(done.Notes, b.notes...)
+	return b.sync()
+}

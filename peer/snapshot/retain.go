@@ -1,0 +1,156 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Policy says which snapshots of a repository stay. Each rule keeps some; what no rule keeps goes.
+// Whatever the rules, the latest snapshot stays, and so does the latest that is not known to be bad.
+type Policy struct {
+	Last int // so many newest snapshots
+	// The newest snapshot of each of the so many latest hours, days, ISO weeks, months and years
+	// that have a snapshot: a server that was off for a month loses nothing by it.
+	Hourly, Daily, Weekly, Monthly, Yearly int
+	// Within keeps all that are at most so much older than now, or than the latest snapshot
+	// if that is older.
+	Within time.Duration
+	// IDs keeps the snapshots of these runs.
+	IDs []string
+	// Location is where days begin; nil: UTC.
+	Location *time.Location
+	// DryRun has Prune say what it would do, and write and delete nothing.
+	DryRun bool
+}
+
+// ErrNoPolicy: the policy would keep nothing but the latest snapshot, because nothing in it is set.
+var ErrNoPolicy = errors.New("the policy says nothing about what to keep: set at least one of keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly and keep_within (for nothing but the latest snapshot, keep_last = 1)")
+
+// Check refuses a policy that says nothing, or something that cannot be meant.
+func (p Policy) Check() error {
+	set := p.Within > 0 || len(p.IDs) > 0
+	for _, rule := range p.rules() {
+		if rule.count < 0 {
+			return fmt.Errorf("keep_%s = %d: write a number that is not negative", rule.name, rule.count)
+		}
+		set = set || rule.count > 0
+	}
+	if p.Within < 0 {
+		return fmt.Errorf("keep_within = %s: write a duration that is not negative", p.Within)
+	}
+	for _, id := range p.IDs {
+		if err := CheckID(id); err != nil {
+			return err
+		}
+	}
+	if !set {
+		return ErrNoPolicy
+	}
+	return nil
+}
+
+// rule keeps one snapshot of each of the count newest periods.
+type rule struct {
+	name   string
+	count  int
+	period func(time.Time) [3]int // equal for two times of the same period
+}
+
+func (p Policy) rules() []rule {
+	return []rule{
+		{"last", p.Last, nil}, // each snapshot is a period of its own
+		{"hourly", p.Hourly, func(t time.Time) [3]int {
+			// Hours of a clock that is put back are told apart by their offset.
+			_, offset := t.Zone()
+			return [3]int{t.Year(), t.YearDay()*24 + t.Hour(), offset}
+		}},
+		{"daily", p.Daily, func(t time.Time) [3]int { return [3]int{t.Year(), t.YearDay()} }},
+		{"weekly", p.Weekly, func(t time.Time) [3]int { y, w := t.ISOWeek(); return [3]int{y, w} }},
+		{"monthly", p.Monthly, func(t time.Time) [3]int { return [3]int{t.Year(), int(t.Month())} }},
+		{"yearly", p.Yearly, func(t time.Time) [3]int { return [3]int{t.Year()} }},
+	}
+}
+
+// choose splits the snapshots of one repository, in any order, into those that stay and those that go, each
+// newest first. A snapshot whose Sum is in bad is not the one kept for its period when the period has
+// another. It needs nothing but its arguments, and never lets the latest go.
+func (p Policy) choose(names []Name, bad map[string]bool, now time.Time) (stay, gone []Name) {
+	names = slices.SortedFunc(slices.Values(names), newestFirst)
+	if len(names) == 0 {
+		return nil, nil
+	}
+	keep := map[string]bool{names[0].Key(): true}
+	if i := slices.IndexFunc(names, func(n Name) bool { return !bad[n.Sum] }); i >= 0 {
+		keep[names[i].Key()] = true
+	}
+	for _, rule := range p.rules() {
+		p.keepPeriods(rule, names, bad, keep)
+	}
+	if now.After(names[0].Time) {
+		now = names[0].Time
+	}
+	for _, n := range names {
+		if p.Within > 0 && !n.Time.Before(now.Add(-p.Within)) || n.ID != "" && slices.Contains(p.IDs, n.ID) {
+			keep[n.Key()] = true
+		}
+	}
+	for _, n := range names {
+		if keep[n.Key()] {
+			stay = append(stay, n)
+		} else {
+			gone = append(gone, n)
+		}
+	}
+	return stay, gone
+}
+
+// newestFirst orders as the store lists.
+func newestFirst(a, b Name) int { return strings.Compare(a.Key(), b.Key()) }
+
+// keepPeriods adds what a rule keeps of names, which are sorted newest first: of each of its newest periods the
+// newest snapshot that is not bad, or the newest when all are. A bad one does not use up a place of
+// keep_last either, as long as there are others to fill it.
+func (p Policy) keepPeriods(r rule, names []Name, bad map[string]bool, keep map[string]bool) {
+	if r.count == 0 {
+		return
+	}
+	if r.period == nil {
+		sorted := slices.SortedStableFunc(slices.Values(names), func(a, b Name) int { return rank(bad[a.Sum]) - rank(bad[b.Sum]) })
+		for _, n := range sorted[:min(r.count, len(sorted))] {
+			keep[n.Key()] = true
+		}
+		return
+	}
+	where := p.Location
+	if where == nil {
+		where = time.UTC
+	}
+	var order [][3]int
+	best := map[[3]int]Name{}
+	for _, n := range names {
+		period := r.period(n.Time.In(where))
+		have, seen := best[period]
+		if !seen && len(order) == r.count {
+			continue
+		}
+		if !seen {
+			order = append(order, period)
+		}
+		if !seen || bad[have.Sum] && !bad[n.Sum] {
+			best[period] = n
+		}
+	}
+	for _, n := range best {
+		keep[n.Key()] = true
+	}
+}
+
+func rank(bad bool) int {
+	if bad {
+		return 1
+	}
+	return 0
+}

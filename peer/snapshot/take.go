@@ -1,0 +1,341 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"mirror-shell/internal/durable"
+	"mirror-shell/internal/git"
+	"mirror-shell/mirrorcfg"
+	"mirror-shell/peer/store"
+)
+
+// Source is what a snapshot is taken of.
+type Source struct {
+	Repository string   // name, as in the vault's keys
+	Repo       git.Repo // where it is
+	// Mirrored chooses the refs that count for the digest; nil: all but those below refs/mirror/.
+	// Every ref is kept, whatever it says.
+	Mirrored func(refs map[string]string) map[string]string
+	// ID is that of the run, or "".
+	ID string
+	// Look has Take only find out: when the repository is not as in the latest snapshot, it returns
+	// a Result that is not Unchanged, and nothing was written.
+	Look bool
+	// Memory is a directory of this machine, for this vault and repository alone, in which is remembered what would have
+	// to be read again otherwise; "": nothing is.
+	Memory string
+	// Progress, when not nil, is called from any goroutine as the stages "pack", "upload" and "check" go on. Done
+	// and total are bytes of content while uploading, else 0.
+	Progress func(stage string, done, total int64)
+}
+
+// Result is what Take did.
+type Result struct {
+	// Name is the snapshot that holds the repository as it is. It is set, besides a nil error, when a
+	// snapshot was published and then found to be incomplete.
+	Name Name
+	// Unchanged: the repository was as in the latest snapshot, and no data was written.
+	Unchanged bool
+	// Checked: git has walked through all history that is new since the last snapshot, or all of it
+	// when there was none.
+	Checked   bool
+	Uploaded  int64 // bytes of blobs that were written, manifest and check apart
+	Packs     int   // that the snapshot has
+	Compacted bool  // small packs were put together
+	Phases    Phases
+	Note      string // what an administrator may want to know, for one line
+}
+
+// Phases are how long the parts of Take lasted.
+type Phases struct {
+	Read    time.Duration // the latest snapshot's name, refs, files
+	Pack    time.Duration // git making packs
+	Upload  time.Duration
+	Publish time.Duration // the manifest, and what is looked at before
+	Check   time.Duration // history that a first snapshot has; the snapshot is there already
+}
+
+// ErrSource is wrapped by errors that are the repository's fault: damaged or missing
+// objects, or a kind of repository that cannot be backed up.
+var ErrSource = errors.New("the repository cannot be backed up")
+
+const (
+	// maxAttempts bounds how often a repository that changes meanwhile is looked at.
+	maxAttempts = 4
+	// lookAgain is for how long a snapshot that was not bad counts as such without another look.
+	lookAgain = 24 * time.Hour
+	// uploads is how many blobs of one repository are written at once.
+	uploads = 4
+)
+
+// taking is one attempt to take a snapshot.
+type taking struct {
+	v       *Vault
+	src     Source
+	memory  memoryDir
+	result  *Result
+	scratch string // removed in the end
+	attempt int
+
+	latest Name      // zero: there is none
+	base   *Manifest // of latest; nil: everything is taken anew
+	now    *capture
+	began  time.Time // before latest was looked up
+	put    *putter
+	raw    *objectStore // packs that are taken as they are
+	tmp    git.Scratch  // packs that are made
+	made   []*localPack
+	walked bool // git has walked through what is new
+}
+
+// Take makes the latest snapshot of the repository equal to it. When it is that already nothing is written, except a
+// small record when the run has an ID. Errors wrap ErrSource when the repository is to blame, else they are
+// the store's, ctx's or this machine's. After an error nothing was published, or, when Result.Name is set, a first snapshot
+// that turned out to be incomplete and was marked as bad.
+func (v *Vault) Take(ctx context.Context, src Source) (Result, error) {
+	if clean, err := mirrorcfg.CleanRepo(src.Repository); err != nil || clean != src.Repository {
+		return Result{}, fmt.Errorf("back up %q: that is no repository's name", src.Repository)
+	}
+	if src.ID != "" {
+		if err := CheckID(src.ID); err != nil {
+			return Result{}, err
+		}
+	}
+	for attempt := 1; ; attempt++ {
+		result, err := v.takeOnce(ctx, src, attempt)
+		if err == nil {
+			return result, nil
+		}
+		if !errors.Is(err, errMoved) || attempt == maxAttempts || ctx.Err() != nil {
+			return result, fmt.Errorf("back up %s: %w", src.Repository, blame(err))
+		}
+		v.log().Debug("looking at the repository again", "repository", src.Repository, "error", err)
+	}
+}
+
+// blame makes an error of the source an ErrSource.
+func blame(err error) error {
+	var fromSource *sourceError
+	if errors.As(err, &fromSource) || errors.Is(err, errMoved) {
+		return fmt.Errorf("%w: %w", ErrSource, err)
+	}
+	return err
+}
+
+func (v *Vault) takeOnce(ctx context.Context, src Source, attempt int) (result Result, err error) {
+	t := &taking{v: v, src: src, memory: memoryDir(src.Memory), result: &result, attempt: attempt}
+	defer t.close()
+	return result, t.run(ctx)
+}
+
+func (t *taking) close() {
+	if t.now != nil && t.now.files != nil {
+		t.now.files.close()
+	}
+	if t.raw != nil {
+		t.raw.close()
+	}
+	for _, p := range t.made {
+		p.close()
+	}
+	if t.scratch != "" {
+		_ = os.RemoveAll(t.scratch)
+	}
+}
+
+func (t *taking) run(ctx context.Context) (err error) {
+	t.began = t.v.now()
+	if t.latest, err = t.v.Latest(ctx, t.src.Repository); err != nil && !errors.Is(err, ErrNoSnapshot) {
+		return err
+	}
+	if t.now, err = t.capture(ctx); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return &sourceError{err}
+	}
+	known := t.memory.recall(t.latest.Sum)
+	same := t.latest.Digest == t.now.Digest && t.latest.State == t.now.State()
+	bad, err := t.isBad(ctx, &known, same)
+	if err != nil {
+		return err
+	}
+	t.result.Phases.Read = t.v.now().Sub(t.began)
+	if same && !bad && !t.retentionDue() {
+		return t.unchanged(ctx, known)
+	}
+	if t.src.Look {
+		return nil
+	}
+	if err := t.prepare(ctx, bad, known.Unchecked); err != nil {
+		return err
+	}
+	t.result.Unchanged = same && t.base != nil
+	return t.make(ctx)
+}
+
+// isBad asks the store whether the latest snapshot is known not to be whole, unless it was
+// asked lately and nothing will be built on the answer.
+func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bool, error) {
+	if t.latest.Sum == "" || same && t.v.now().Sub(known.Looked).Abs() < lookAgain && !known.Unchecked {
+		return false, nil
+	}
+	for check, err := range t.v.checks(ctx, t.src.Repository) {
+		if err != nil {
+			return false, err
+		}
+		if check.Time.Before(t.latest.Time) {
+			break
+		}
+		if check.Sum != t.latest.Sum {
+			continue
+		}
+		if check.Kind == checkBad {
+			return true, nil
+		}
+		if check.Kind == checkGood || check.Kind == checkDrill {
+			break // the last word on it
+		}
+	}
+	if same && !known.Unchecked {
+		known.Looked = t.v.now()
+		t.memory.remember(*known)
+	}
+	return known.Unchecked, nil
+}
+
+// unchanged writes that the run with this ID found the repository as it was.
+func (t *taking) unchanged(ctx context.Context, known recalled) error {
+	t.result.Name, t.result.Unchanged = t.latest, true
+	if t.src.ID == "" || t.src.ID == t.latest.ID {
+		return nil
+	}
+	return t.v.record(ctx, t.src.Repository, Check{Kind: checkSame, Snapshot: t.latest.Sum, ID: t.src.ID})
+}
+
+// retentionDue reports whether an unchanged repository needs a new snapshot so that the retention of what it
+// consists of does not end. When a snapshot is made everything in it is retained for at least half of
+// the vault's Retain; a quarter is left for runs that fail.
+func (t *taking) retentionDue() bool {
+	_, can := t.v.Store.(store.Retainer)
+	return can && t.v.Retain > 0 && t.v.now().Sub(t.latest.Time) > t.v.Retain/4
+}
+
+// prepare finds out what the new snapshot is built on. What is known to be bad, or was never walked through, is not
+// built on, and before everything is taken anew the repository has to be whole.
+func (t *taking) prepare(ctx context.Context, bad, unchecked bool) (err error) {
+	if t.scratch, err = t.makeScratch(); err != nil {
+		return err
+	}
+	if t.tmp, err = git.NewScratch(t.scratch); err != nil {
+		return err
+	}
+	t.put = &putter{v: t.v, scratch: t.scratch, fresh: bad && !unchecked}
+	switch {
+	case bad:
+		t.note("the latest snapshot is not known to be whole: everything is taken anew")
+		if err := t.src.Repo.Complete(ctx, nil, t.now.tips()); err != nil {
+			return t.walkError(ctx, err)
+		}
+	case t.latest.Sum != "":
+		return t.loadBase(ctx)
+	}
+	return nil
+}
+
+func (t *taking) loadBase(ctx context.Context) error {
+	base := t.memory.manifest(t.latest.Sum)
+	if base == nil {
+		var err error
+		base, err = t.v.Load(ctx, t.latest)
+		switch {
+		case errors.Is(err, ErrKey):
+			t.note("the latest snapshot is encrypted and no identity is configured here: everything is taken anew")
+			return nil
+		case errors.Is(err, ErrDamaged):
+			t.note("the latest snapshot cannot be read, and everything is taken anew: " + err.Error())
+			t.put.fresh = true
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+	if base.ObjectFormat != t.now.ObjectFormat || base.Repository != t.src.Repository {
+		t.note("the latest snapshot has another object format: everything is taken anew")
+		return nil
+	}
+	t.base = base
+	return nil
+}
+
+func (t *taking) makeScratch() (string, error) {
+	if err := durable.MakeDirs(t.v.Scratch); err != nil {
+		return "", fmt.Errorf("scratch directory: %w", err)
+	}
+	dir, err := os.MkdirTemp(t.v.Scratch, "take-")
+	if err != nil {
+		return "", fmt.Errorf("scratch directory: %w", err)
+	}
+	return dir, nil
+}
+
+func (t *taking) note(text string) {
+	if t.result.Note != "" {
+		text = t.result.Note + "; " + text
+	}
+	t.result.Note = text
+}
+
+func (t *taking) progress(stage string, done, total int64) {
+	if t.src.Progress != nil {
+		t.src.Progress(stage, done, total)
+	}
+}
+
+// parallel runs the tasks, a few at a time, and returns the first error after all that were started have ended.
+func parallel(ctx context.Context, limit int, tasks []func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	slots := make(chan struct{}, limit)
+	var group sync.WaitGroup
+	for _, task := range tasks {
+		slots <- struct{}{}
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() {
+			defer func() { <-slots }()
+			if err := task(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	group.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// nameTips adds to an error that speaks of object ids which refs have them.
+func (t *taking) nameTips(err error) error {
+	var refs []string
+	for name, oid := range t.now.Refs {
+		if strings.Contains(err.Error(), oid) {
+			refs = append(refs, name)
+		}
+		if len(refs) == 5 {
+			break
+		}
+	}
+	if len(refs) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w (%s)", err, strings.Join(refs, ", "))
+}

@@ -1,0 +1,447 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/proc"
+)
+
+// choose decides which packs the snapshot consists of: those that the base has and are
+// used again, and those of this machine that are to be put.
+func (t *taking) choose(ctx context.Context) (kept []Pack, fresh []*localPack, err error) {
+	if t.base != nil && !t.now.grafts {
+		fresh, err = t.update(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		return t.compact(ctx, t.base.Packs, fresh)
+	}
+	// With grafts "all that is reachable" depends on a file that may go: all objects are taken.
+	if fresh, err = t.everything(ctx); err != nil || t.base == nil {
+		return nil, fresh, err
+	}
+	for _, p := range t.base.Packs {
+		if i := slices.IndexFunc(fresh, func(l *localPack) bool { return l.name == p.Name }); i >= 0 {
+			kept, fresh = append(kept, p), slices.Delete(fresh, i, i+1)
+		}
+	}
+	return kept, fresh, nil
+}
+
+// everything returns the repository's packs as they are, and its loose objects in one more.
+func (t *taking) everything(ctx context.Context) ([]*localPack, error) {
+	if t.now.borrows {
+		return t.packAnew(ctx)
+	}
+	var err error
+	t.raw, err = readObjects(ctx, t.now.dir, t.now.digits, t.now.tips())
+	switch {
+	case errors.Is(err, errTooMany):
+		t.note("the repository has " + err.Error() + ", so it was packed anew: git gc makes backups faster")
+		return t.packAnew(ctx)
+	case err != nil:
+		return nil, &sourceError{t.nameTips(err)}
+	}
+	packs, folded := t.fold()
+	if len(t.raw.loose) == 0 && len(folded) == 0 {
+		return packs, nil
+	}
+	ids := []iter.Seq2[string, error]{withoutError(maps.Keys(t.raw.loose))}
+	for _, p := range folded {
+		ids = append(ids, p.index.ids())
+	}
+	made, err := t.pack(ctx, newIDReader(ids), false)
+	if err != nil {
+		return t.looseFailed(ctx, err)
+	}
+	return append(packs, made...), nil
+}
+
+// looseFailed goes on after objects could not be packed by their ids. A gc may have removed unreachable ones: then
+// another look helps. Or one is damaged, as a power cut leaves them, and nothing may need it: what the refs reach tells.
+func (t *taking) looseFailed(ctx context.Context, cause error) ([]*localPack, error) {
+	if ctx.Err() != nil || proc.ExitCode(cause) < 0 {
+		return nil, cause
+	}
+	if t.attempt == 1 {
+		return nil, fmt.Errorf("%w: %w", errMoved, cause)
+	}
+	t.raw.close()
+	packs, err := t.packAnew(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t.note("an object that nothing reaches cannot be read and was left out: " + proc.OneLine(cause.Error(), 300))
+	return packs, nil
+}
+
+// fold divides the packs into those that are taken as they are and, where they are many, small ones that are put
+// together.
+func (t *taking) fold() (packs, folded []*localPack) {
+	if len(t.raw.packs) <= maxPacks {
+		return t.raw.packs, nil
+	}
+	sizes := make([]int64, len(t.raw.packs))
+	for i, p := range t.raw.packs {
+		sizes[i] = p.size
+	}
+	merge := toMerge(sizes, maxPacks)
+	for i, p := range t.raw.packs {
+		if merge[i] {
+			folded = append(folded, p)
+		} else {
+			packs = append(packs, p)
+		}
+	}
+	return packs, folded
+}
+
+// toMerge says which of the packs with these sizes are put together when there are too many: the smallest, and more as long as
+// that leaves more than half of limit, or the next is no larger than all before it
+// together. So what is in a pack is written again only as often as the pack at least doubles.
+func toMerge(sizes []int64, limit int) map[int]bool {
+	order := make([]int, len(sizes))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return int(min(max(sizes[a]-sizes[b], -1), 1)) })
+	merge, sum := map[int]bool{}, int64(0)
+	for n, i := range order {
+		if n > 0 && sizes[i] > sum && len(sizes)-n+1 <= limit/2 {
+			break
+		}
+		merge[i], sum = true, sum+sizes[i]
+	}
+	return merge
+}
+
+// packAnew returns one pack of what the refs reach.
+func (t *taking) packAnew(ctx context.Context) ([]*localPack, error) {
+	packs, err := t.pack(ctx, idLines("", t.now.tips()), true)
+	if err != nil {
+		return nil, t.gitFailed(ctx, err)
+	}
+	t.walked = true
+	return packs, nil
+}
+
+// pack has git make a pack and opens it; none when there is nothing to pack.
+func (t *taking) pack(ctx context.Context, ids io.Reader, revs bool) ([]*localPack, error) {
+	if stop, ok := ids.(*idReader); ok {
+		defer stop.close()
+	}
+	t.progress("pack", 0, 0)
+	name, err := t.src.Repo.PackTo(ctx, t.tmp, ids, revs)
+	if err != nil || name == "" {
+		return nil, err
+	}
+	p, err := openPack(strings.TrimSuffix(t.tmp.PackPath(name+".pack"), ".pack"), t.now.digits)
+	if err != nil {
+		return nil, err
+	}
+	t.made = append(t.made, p)
+	return []*localPack{p}, nil
+}
+
+// gitFailed says whether git's failure is due to a change of the repository, or its fault.
+func (t *taking) gitFailed(ctx context.Context, err error) error {
+	if ctx.Err() != nil || proc.ExitCode(err) < 0 {
+		return err
+	}
+	var now capture
+	if readErr := now.readRefs(ctx, t.src.Repo); readErr == nil && !now.sameRefs(&t.now.Manifest) {
+		return fmt.Errorf("%w: %w", errMoved, err)
+	}
+	return &sourceError{t.nameTips(err)}
+}
+
+func (t *taking) walkError(ctx context.Context, err error) error {
+	if errors.Is(err, git.ErrIncomplete) {
+		return t.gitFailed(ctx, err)
+	}
+	return err
+}
+
+// update returns a pack of what the repository has and the base has not.
+func (t *taking) update(ctx context.Context) ([]*localPack, error) {
+	base := set(t.base.tips())
+	want := slices.DeleteFunc(t.now.tips(), func(id string) bool { return base[id] })
+	if len(want) == 0 {
+		t.walked = true
+		return nil, nil
+	}
+	have, err := t.known(ctx, want, base)
+	if err != nil {
+		return nil, t.gitFailed(ctx, err)
+	}
+	packs, err := t.pack(ctx, io.MultiReader(idLines("", want), idLines("^", have)), true)
+	if err != nil {
+		if t.attempt == 1 && proc.ExitCode(err) > 0 && ctx.Err() == nil { // something it stands on may have been pruned just now
+			return nil, fmt.Errorf("%w: %w", errMoved, err)
+		}
+		return nil, t.gitFailed(ctx, err)
+	}
+	t.walked = true
+	return packs, nil
+}
+
+// fewTips is up to how many values git is told of at once: it reads each of them, which for 50,000 takes
+// longer than all the rest.
+const fewTips = 2000
+
+// known returns objects that the base reaches, so that nothing behind them has to be packed again. Any choice is
+// right, and the nearer they are to what is wanted the less is packed. What was pruned here since is left out.
+func (t *taking) known(ctx context.Context, want []string, base map[string]bool) ([]string, error) {
+	now := set(t.now.tips())
+	var here, moved []string
+	for id := range base {
+		if now[id] {
+			here = append(here, id)
+		} else {
+			moved = append(moved, id)
+		}
+	}
+	there, err := t.src.Repo.Existing(ctx, moved)
+	if err != nil {
+		return nil, err
+	}
+	moved = slices.Collect(maps.Keys(there))
+	if all := append(here, moved...); len(all) <= fewTips || len(moved) > fewTips {
+		return all, nil
+	}
+	// Most are far from what is new. Those which lie between it and the places where refs moved are near.
+	near := moved
+	if id := t.base.Refs[t.now.Head]; now[id] {
+		near = append(near, id)
+	}
+	commits, all, err := t.src.Repo.Adds(ctx, want, near, fewTips)
+	if err != nil {
+		return nil, err
+	}
+	if !all {
+		return append(here, moved...), nil
+	}
+	for _, id := range commits {
+		if base[id] {
+			near = append(near, id)
+		}
+	}
+	return near, nil
+}
+
+// maxPacksRetained takes the place of maxPacks where nothing that is merged could be deleted.
+const maxPacksRetained = 500
+
+// compact puts small packs together when the base has too many. What is in them is packed anew here,
+// by the indexes in the store.
+func (t *taking) compact(ctx context.Context, kept []Pack, fresh []*localPack) ([]Pack, []*localPack, error) {
+	limit := maxPacks
+	if t.v.Retain > 0 {
+		limit = maxPacksRetained
+	}
+	if len(kept)+len(fresh) <= limit {
+		return kept, fresh, nil
+	}
+	sizes := make([]int64, len(kept))
+	for i, p := range kept {
+		sizes[i] = p.Pack.Size
+	}
+	merge := toMerge(sizes, limit)
+	var large, small []Pack
+	for i, p := range kept {
+		if merge[i] {
+			small = append(small, p)
+		} else {
+			large = append(large, p)
+		}
+	}
+	merged, err := t.merge(ctx, small, fresh)
+	if ctx.Err() != nil {
+		return nil, nil, ctx.Err()
+	}
+	if errors.Is(err, ErrKey) && len(kept) > maxPacksRetained {
+		t.note("the indexes in the store are encrypted and no identity is configured here: everything is taken anew")
+		fresh, err = t.everything(ctx)
+		return nil, fresh, err
+	}
+	if err != nil { // what is there is whole, only long
+		t.note(fmt.Sprintf("its %d packs could not be put together: %s", len(kept), proc.OneLine(err.Error(), 300)))
+		return kept, fresh, nil
+	}
+	t.result.Compacted = true
+	return large, merged, nil
+}
+
+// merge returns one pack of what is in the small packs, as far as it is in the repository still, and the fresh ones. An object that
+// is not there any more is one that nothing reaches, which the walk makes sure of.
+func (t *taking) merge(ctx context.Context, small []Pack, fresh []*localPack) ([]*localPack, error) {
+	list, err := os.CreateTemp(t.scratch, "ids-")
+	if err != nil {
+		return nil, err
+	}
+	defer list.Close()
+	gone := 0
+	for _, p := range small {
+		n, err := t.copyIDs(ctx, list, p)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.Name, err)
+		}
+		gone += n
+	}
+	if gone > 0 {
+		if err := t.src.Repo.Complete(ctx, nil, t.now.tips()); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := list.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	ids := []io.Reader{list}
+	for _, p := range fresh {
+		r := newIDReader([]iter.Seq2[string, error]{p.index.ids()})
+		defer r.close()
+		ids = append(ids, r)
+	}
+	return t.pack(ctx, io.MultiReader(ids...), false)
+}
+
+// chunk is how many object ids are looked up at once.
+const chunk = 20_000
+
+// copyIDs writes the ids of a stored pack's objects that are in the repository to list, and returns how
+// many are not.
+func (t *taking) copyIDs(ctx context.Context, list io.Writer, p Pack) (gone int, err error) {
+	path := filepath.Join(t.scratch, "index")
+	index, err := t.v.download(ctx, p.Index, path)
+	if err != nil {
+		return 0, err
+	}
+	defer os.Remove(path)
+	defer index.Close()
+	x, err := openIndex(index, p.Index.Size, t.now.digits)
+	if err != nil {
+		return 0, err
+	}
+	if hex.EncodeToString(x.pack) != strings.TrimPrefix(p.Name, "pack-") {
+		return 0, fmt.Errorf("%w: the index is another pack's", ErrDamaged)
+	}
+	var some []string
+	flush := func() error {
+		there, err := t.src.Repo.Existing(ctx, some)
+		if err != nil {
+			return err
+		}
+		gone += len(some) - len(there)
+		some = some[:0]
+		_, err = io.Copy(list, idLines("", slices.Collect(maps.Keys(there))))
+		return err
+	}
+	for id, err := range x.ids() {
+		if err != nil {
+			return 0, err
+		}
+		if some = append(some, id); len(some) == chunk {
+			if err := flush(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return gone, flush()
+}
+
+// download writes an object's content to a file.
+func (v *Vault) download(ctx context.Context, o Object, path string) (*os.File, error) {
+	r, err := v.open(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(f, r); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func set(ids []string) map[string]bool {
+	s := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		s[id] = true
+	}
+	return s
+}
+
+// idLines are ids, one a line, each after prefix.
+func idLines(prefix string, ids []string) io.Reader {
+	var b strings.Builder
+	for _, id := range ids {
+		b.WriteString(prefix + id + "\n")
+	}
+	return strings.NewReader(b.String())
+}
+
+func withoutError(ids iter.Seq[string]) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for id := range ids {
+			if !yield(id, nil) {
+				return
+			}
+		}
+	}
+}
+
+// idReader streams ids, one a line: those of a pack need not be in memory.
+type idReader struct {
+	next    func() (string, error, bool)
+	stop    func()
+	pending []byte
+}
+
+func newIDReader(all []iter.Seq2[string, error]) *idReader {
+	next, stop := iter.Pull2(func(yield func(string, error) bool) {
+		for _, ids := range all {
+			for id, err := range ids {
+				if !yield(id, err) {
+					return
+				}
+			}
+		}
+	})
+	return &idReader{next: next, stop: stop}
+}
+
+func (r *idReader) close() { r.stop() }
+
+func (r *idReader) Read(b []byte) (int, error) {
+	for len(r.pending) < len(b) {
+		id, err, ok := r.next()
+		if err != nil {
+			return 0, err
+		}
+		if !ok {
+			break
+		}
+		r.pending = append(append(r.pending, id...), '\n')
+	}
+	if len(r.pending) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, r.pending)
+	r.pending = append(r.pending[:0], r.pending[n:]...)
+	return n, nil
+}

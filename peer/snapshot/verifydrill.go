@@ -1,0 +1,50 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/proc"
+)
+
+// drill restores a snapshot for practice, and records how that went. Only what concerns the vault counts as
+// its failure: a full disk here says nothing about a backup.
+func (ver *verification) drill(ctx context.Context, name Name) error {
+	start := time.Now()
+	done, err := ver.v.practise(ctx, name)
+	if err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrIncomplete) && !errors.Is(err, ErrKey) {
+		return fmt.Errorf("drill: %w", err)
+	}
+	c := Check{Kind: checkDrill, Snapshot: name.Sum, ID: name.ID, Time: ver.v.now(), Seconds: time.Since(start).Seconds(), Bytes: done.Bytes, Objects: int64(done.Objects),
+		Text: fmt.Sprintf("restored %d refs and %d bytes in %.1f s, checked in %.1f s", done.Refs, done.Bytes, done.Download.Seconds(), done.Check.Seconds())}
+	if err != nil {
+		c.Error, c.Text = proc.OneLine(err.Error(), 4000), "the restore failed"
+	}
+	ver.found.Drill = &c
+	return ver.v.record(ctx, name.Repository, c)
+}
+
+// practise restores a snapshot into the scratch directory, has git look for anything wrong with it,
+// and removes it. Hooks and config are not restored: nothing shall ever run there.
+func (v *Vault) practise(ctx context.Context, name Name) (Restored, error) {
+	dir, err := os.MkdirTemp(v.Scratch, "drill-*")
+	if err != nil {
+		return Restored{}, err
+	}
+	defer os.RemoveAll(dir)
+	target := filepath.Join(dir, "repository.git")
+	done, err := v.Restore(ctx, name, target, RestoreOptions{Check: Full, WithoutHooks: true})
+	if err != nil {
+		return done, err
+	}
+	err = git.Repo{Dir: target}.Fsck(ctx)
+	if proc.ExitCode(err) > 0 {
+		err = fmt.Errorf("%w: %w", ErrIncomplete, err)
+	}
+	return done, err
+}
