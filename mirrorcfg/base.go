@@ -21,8 +21,11 @@ type noRepo struct{}
 func (noRepo) Error() string        { return "no such repository" }
 func (noRepo) Is(target error) bool { return target == fs.ErrNotExist }
 
-// base returns repo_base with its symlinks resolved.
-func (s *Server) base() (string, error) {
+// PrivateDir is ours, below repo_base, and no repository's name (see package repos).
+const PrivateDir = ".mirror-shell"
+
+// Base returns repo_base with its symlinks resolved.
+func (s *Server) Base() (string, error) {
 	dir, err := filepath.EvalSymlinks(s.RepoBase)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("repo_base %s does not exist: create it, or correct repo_base in %s", s.RepoBase, s.File)
@@ -41,7 +44,7 @@ func (s *Server) Find(name string) (clean string, repo git.Repo, err error) {
 	if err != nil {
 		return "", repo, err
 	}
-	base, err := s.base()
+	base, err := s.Base()
 	if err != nil {
 		return "", repo, err
 	}
@@ -72,7 +75,7 @@ func (s *Server) OpenRepo(ctx context.Context, name string) (*Repo, git.Repo, er
 // NameOf returns the name of the repository in dir, from its place under
 // repo_base.
 func (s *Server) NameOf(dir string) (string, error) {
-	base, err := s.base()
+	base, err := s.Base()
 	if err != nil {
 		return "", err
 	}
@@ -94,7 +97,7 @@ func (s *Server) NameOf(dir string) (string, error) {
 // lexical order of their paths. Directories that cannot be read are an error
 // after the others: they are never taken for absent ones.
 func (s *Server) Repositories() ([]string, error) {
-	base, err := s.base()
+	base, err := s.Base()
 	if err != nil {
 		return nil, err
 	}
@@ -103,6 +106,9 @@ func (s *Server) Repositories() ([]string, error) {
 	err = filepath.WalkDir(base, func(dir string, d fs.DirEntry, err error) error {
 		if err != nil {
 			problems = append(problems, err)
+			return fs.SkipDir
+		}
+		if dir == filepath.Join(base, PrivateDir) {
 			return fs.SkipDir
 		}
 		if !strings.HasSuffix(dir, ".git") || dir == base {

@@ -33,6 +33,14 @@ func (s *Server) checkGitolite() error {
 	return nil
 }
 
+// setGitoliteDefaults is for what a repository needs that a master has created here: that
+// gitolite gives it its part of gitolite.conf.
+func (s *Server) setGitoliteDefaults() {
+	if s.Gitolite.Programs != "" && len(s.Accept.Created) == 0 {
+		s.Accept.Created = []string{"gitolite", "trigger", "POST_CREATE"}
+	}
+}
+
 // Environ is what gitolite's hooks need in a push that gitolite-shell did not start: the
 // mirror push of a master. What users may do does not bind it. The variable that says
 // so is nobody's to set but ours: sessions drop what a client sends.

@@ -93,8 +93,8 @@ func (t *mapTable) others() error {
 		return fmt.Errorf("refs: %w", err)
 	}
 	for _, word := range t.MetaKeys {
-		if !configKey.MatchString(word) {
-			return fmt.Errorf("meta_keys: %.200q: write the whole key, such as \"gitweb.owner\"", word)
+		if !configKey.MatchString(word) && !keyPattern.MatchString(word) {
+			return fmt.Errorf("meta_keys: %.200q: write the whole key, such as \"gitweb.owner\", or a section such as \"hooks.*\"", word)
 		}
 	}
 	if t.Redirect != nil {

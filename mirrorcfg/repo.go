@@ -42,6 +42,10 @@ type Repo struct {
 	Master string
 	// MetaKeys are the config keys that travel with the repository.
 	MetaKeys []string
+	// Carried are the values of those keys, by their canonical names; Never are
+	// the words of MetaKeys that name nothing that could travel.
+	Carried map[string]string
+	Never   []string
 
 	// HooksPath is the value of core.hooksPath; "" when it is not set.
 	HooksPath string
@@ -56,7 +60,7 @@ type Repo struct {
 
 // LoadRepo asks git for the repository's effective configuration: one process.
 func LoadRepo(ctx context.Context, name string, repo git.Repo) (*Repo, error) {
-	entries, err := repo.Config(ctx, `^(gitolite\.mirror\.|core\.hookspath$)`)
+	entries, err := repo.Config(ctx, `.`) // all: which keys travel, one of them says
 	if err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", name, err)
 	}
@@ -88,6 +92,7 @@ func ParseRepo(name string, entries []git.ConfigEntry) (*Repo, error) {
 	if err := cfg.setReserved(); err != nil {
 		return nil, err
 	}
+	cfg.Carried, cfg.Never = carried(cfg.MetaKeys, entries)
 	return cfg, nil
 }
 

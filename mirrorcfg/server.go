@@ -49,6 +49,13 @@ type Users struct {
 type Accept struct {
 	Create []string `toml:"create"`
 	Delete []string `toml:"delete"`
+	// Config are the config keys that a master may set; nil stands for those that
+	// only gitweb and cgit show. See CheckKeyPattern.
+	Config *[]string `toml:"config"`
+	// CreatePerDay is how many repositories each master may create in a day.
+	CreatePerDay int `toml:"create_per_day"`
+	// Created is a command run as CMD… REPO after a master has created one.
+	Created []string `toml:"created"`
 }
 
 // MapConfig says which repository has the mirror map of this server. It is the server's
@@ -78,6 +85,8 @@ type Guard struct {
 	MaxDeletePercent int `toml:"max_delete_percent"`
 	// KeepRescued is how long rescued refs are kept; 0: for ever.
 	KeepRescued Duration `toml:"keep_rescued"`
+	// KeepTrash is how long deleted repositories are kept; 0: for ever.
+	KeepTrash Duration `toml:"keep_trash"`
 }
 
 // Notify says who is told when a copy needs a person, and when it is well again.
@@ -174,6 +183,7 @@ func Parse(file, text string) (*Server, error) {
 		Worker:   Worker{Jobs: 8, JobsPerPeer: 4, StallTimeout: Duration(time.Minute), RetryMax: Duration(15 * time.Minute)},
 		Guard:    Guard{MaxDeletePercent: 50},
 		Notify:   Notify{Lag: Duration(time.Hour)},
+		Accept:   Accept{CreatePerDay: 1000},
 	}
 	md, err := toml.Decode(text, s)
 	if err != nil {
@@ -188,6 +198,7 @@ func Parse(file, text string) (*Server, error) {
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
+	s.setGitoliteDefaults()
 	return s, nil
 }
 
@@ -197,10 +208,10 @@ func (s *Server) knownKeys(key toml.Key) string {
 		return s.peerKeys(key[1])
 	}
 	tables := map[string]string{
-		"users": "authorize, exec", "accept": "create, delete", "map": "repository, file", "queue": "url",
+		"users": "authorize, exec", "accept": "create, delete, config, create_per_day, created", "map": "repository, file", "queue": "url",
 		"worker": "jobs, jobs_per_peer, stall_timeout, retry_max",
 		"notify": "command, webhook, webhook_token_file, lag",
-		"guard":  "max_delete_percent, keep_rescued", "ssh": "listen", "http": "listen",
+		"guard":  "max_delete_percent, keep_rescued, keep_trash", "ssh": "listen", "http": "listen",
 		"gitolite": "programs",
 	}
 	if keys, ok := tables[key[0]]; ok && len(key) > 1 {
@@ -231,7 +242,7 @@ func (s *Server) check() error {
 }
 
 func (s *Server) checkCommands() error {
-	for key, argv := range map[string][]string{"users.authorize": s.Users.Authorize, "users.exec": s.Users.Exec, "notify.command": s.Notify.Command} {
+	for key, argv := range map[string][]string{"users.authorize": s.Users.Authorize, "users.exec": s.Users.Exec, "notify.command": s.Notify.Command, "accept.created": s.Accept.Created} {
 		if len(argv) > 0 && !filepath.IsAbs(argv[0]) {
 			return fmt.Errorf("%s: %q: name the program with its full path", key, argv[0])
 		}
@@ -245,6 +256,17 @@ func (s *Server) checkGlobs() error {
 			if err := CheckGlob(glob); err != nil {
 				return fmt.Errorf("%s: %w", key, err)
 			}
+		}
+	}
+	if n := s.Accept.CreatePerDay; n < 1 || n > 1_000_000 {
+		return fmt.Errorf("accept.create_per_day = %d: write a number from 1 to 1000000", n)
+	}
+	if s.Accept.Config == nil {
+		return nil
+	}
+	for _, pattern := range *s.Accept.Config {
+		if err := CheckKeyPattern(pattern); err != nil {
+			return fmt.Errorf("accept.config: %w", err)
 		}
 	}
 	return nil
@@ -290,6 +312,8 @@ func (s *Server) checkWorker() error {
 		return fmt.Errorf("guard.max_delete_percent = %d: write a number from 0 to 100", s.Guard.MaxDeletePercent)
 	case s.Guard.KeepRescued != 0 && time.Duration(s.Guard.KeepRescued) < time.Hour:
 		return fmt.Errorf("guard.keep_rescued = %q: write at least \"1h\" (90 days are \"2160h\"), or \"0\" to keep them for ever", time.Duration(s.Guard.KeepRescued))
+	case s.Guard.KeepTrash != 0 && time.Duration(s.Guard.KeepTrash) < time.Hour:
+		return fmt.Errorf("guard.keep_trash = %q: write at least \"1h\" (90 days are \"2160h\"), or \"0\" to keep it for ever", time.Duration(s.Guard.KeepTrash))
 	}
 	return nil
 }

@@ -311,7 +311,11 @@ func (r *syncRun) noteRescued(p plan) {
 		done = append(done, text)
 	}
 	told.end()
-	note := list(done)
+	r.addNote(list(done))
+}
+
+// addNote adds to what is told of a sync that did not fail.
+func (r *syncRun) addNote(note string) {
 	switch {
 	case note == "" || strings.Contains(r.note, note):
 	case r.note == "":

@@ -203,16 +203,24 @@ type Job struct {
 // processes. Errors may wrap the sentinels above, mirrorcfg.ErrNoRepo, or a
 // context's error.
 func (p *Peers) Sync(ctx context.Context, job Job, say io.Writer) (Outcome, error) {
-	server := p.Server
 	name, err := mirrorcfg.CleanRepo(job.Repository) // of "ip1" and "ip1.git", one lock
 	if err != nil {
 		return Outcome{}, err
 	}
 	job.Repository = name
+	return p.settle(ctx, job, say, func() (Outcome, error) {
+		out, err := p.syncRefs(ctx, job, say)
+		if errors.Is(err, mirrorcfg.ErrNoRepo) {
+			return p.gone(ctx, job, err, say)
+		}
+		return out, err
+	})
+}
+
+// syncRefs is Sync for a repository about which nothing is left to be told.
+func (p *Peers) syncRefs(ctx context.Context, job Job, say io.Writer) (Outcome, error) {
+	server := p.Server
 	repo, unlock, err := p.lock(ctx, job.Repository, job.Peer)
-	if errors.Is(err, mirrorcfg.ErrNoRepo) {
-		return Outcome{}, fmt.Errorf("%w: put it back, or run: mirror-shell forget %s", err, job.Repository)
-	}
 	if err != nil {
 		return Outcome{}, err
 	}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"mirror-shell/internal/git"
-	"mirror-shell/internal/refset"
 	"mirror-shell/internal/rescue"
 	"mirror-shell/mirrorcfg"
 )
@@ -107,16 +106,6 @@ func (p *Peers) pullHead(ctx context.Context, opened Peer, repo git.Repo, reposi
 	}
 	fmt.Fprintf(say, "HEAD is %s, as on %s; it was %s\n", head, name, cmp.Or(ours, "detached"))
 	return nil
-}
-
-// forgetHead makes the next Sync send HEAD.
-func forgetHead(repo git.Repo, peer string) error {
-	log, err := refset.Open(refset.Path(repo.Dir, peer))
-	if err != nil {
-		return err
-	}
-	zero := strings.Repeat("0", 40) // absent: nothing is known
-	return errors.Join(log.Confirm([]refset.Entry{{Ref: "HEAD", OID: zero}}), log.Close())
 }
 
 // Pull implements Puller.

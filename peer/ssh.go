@@ -25,7 +25,7 @@ import (
 // with ours, decide what may be changed, write down what we are about to send,
 // send it with the old values that we saw (so that a change in between is
 // refused and not overwritten), and judge by the report and the exit status. A
-// second connection is needed only when HEAD has changed (head.go), or when
+// second connection is needed only when HEAD or the metadata has changed (meta.go), or when
 // objects turn out to be unreadable here (objects.go).
 type sshPeer struct {
 	name       string
@@ -53,7 +53,8 @@ type syncRun struct {
 	shown   map[string]string       // every ref that the peer showed, or that is on record
 	zero    string
 	note    string
-	head    *headSync
+	head    *metaSync
+	created bool // the repository, by this Sync
 	headErr error
 	digest  func() string // of ours
 	early   *earlyConn    // nil: there is no quick way
@@ -85,6 +86,7 @@ func (p *sshPeer) Sync(ctx context.Context, src Source, say io.Writer) (Outcome,
 	if err != nil {
 		return out, run.explain(ctx, err)
 	}
+	run.addNote(run.head.note())
 	out.Digest, out.Note = run.digest(), run.note
 	return out, clearRestored(src.Repo.Dir, p.name)
 }
@@ -107,10 +109,13 @@ func (r *syncRun) explain(ctx context.Context, err error) error {
 // sync tries the quick way, and else sends HEAD and the refs. What is wrong with
 // HEAD alone is told, and does not keep the refs back.
 func (r *syncRun) sync(ctx context.Context) error {
-	r.head = &headSync{syncRun: r}
+	r.head = &metaSync{syncRun: r}
 	r.headErr = r.head.look(ctx)
 	if r.headErr == nil {
 		if done, err := r.quick(ctx, r.head.target); done {
+			if err == nil {
+				err = r.head.rest(ctx)
+			}
 			return err
 		}
 	}
@@ -181,11 +186,23 @@ func (r *syncRun) push(ctx context.Context, how attempt) error {
 	return also(r.send(ctx, conn, todo, have), r.leftovers(todo))
 }
 
-// receivePack begins a push: the peer shows its refs.
+// receivePack begins a push: the peer shows its refs. A repository that is not
+// there is made, where the peer lets us.
 func (r *syncRun) receivePack(ctx context.Context) (*conn, error) {
 	if err := r.identify(ctx); err != nil {
 		return nil, err
 	}
+	conn, err := r.showRefs(ctx)
+	if r.createWanted(err) {
+		if err := r.create(ctx); err != nil {
+			return nil, err
+		}
+		return r.showRefs(ctx)
+	}
+	return conn, err
+}
+
+func (r *syncRun) showRefs(ctx context.Context) (*conn, error) {
 	conn, err := r.open(ctx, "git-receive-pack '"+r.src.Config.Name+"'", r.say)
 	if err != nil {
 		return nil, err

@@ -35,13 +35,18 @@ const (
 	TellKnown                 // tell which values the master is known to have set
 	TellRescued               // tell what was rescued
 	TakeWild                  // take creator and permissions, and create the repository if it is not here
+	CreateRepo                // read metadata, make the repository with Host as its master
+	DeleteRepo                // move the repository of the master Host to the trash
+	RenameRepo                // give the repository of the master Host another name
+	TellDone                  // say that there is nothing to do, because of Done
 )
 
 // Decision is what becomes of a Request.
 type Decision struct {
 	Action  Action
 	Message string // Refuse: the reason, for a "fatal: " line; else a line for stderr, or ""
-	Host    string // Redirect, PushNow, Digests, TakePush
+	Host    string // Redirect, PushNow, Digests, TakePush, CreateRepo, DeleteRepo, RenameRepo
+	Done    string // TellDone
 	Access  Access // what User needs besides; with Refuse, what they need to be told Message
 	User    User   // who acts, when it is a person
 	// AnyObject is for the master that fetches: it may have what was rescued here, by
@@ -62,8 +67,10 @@ const (
 type Facts struct {
 	Hostname string
 	Repo     *mirrorcfg.Repo // nil: not on this server
-	// MayCreate says that [accept] create has the repository's name.
-	MayCreate bool
+	Renamed  string          // what the repository is called now that once had that name
+	Target   *mirrorcfg.Repo // of mirror-rename: what has the new name already
+	Create   bool            // [accept] create takes the name, of mirror-rename the new one
+	Delete   bool            // [accept] delete takes the name
 }
 
 func refuse(format string, args ...any) Decision {
@@ -79,6 +86,12 @@ func DecidePeer(f Facts, peer Peer, req Request) Decision {
 		return Decision{Action: Greet}
 	case ReceivePack, MirrorMeta, MirrorPush, MirrorKnown, MirrorRescued:
 		return decideMirrorPush(f, peer, req)
+	case MirrorCreate:
+		return decideCreate(f, peer, req)
+	case MirrorDelete:
+		return decideDelete(f, peer, req)
+	case MirrorRename:
+		return decideRename(f, peer, req)
 	case UploadPack:
 		return decideFetch(f, peer, req)
 	case RequestPush:
@@ -97,7 +110,7 @@ func decideMirrorPush(f Facts, peer Peer, req Request) Decision {
 	reason := ""
 	switch role := f.role(); {
 	case f.Repo == nil:
-		reason = req.Repo + " does not exist here: create it, and set gitolite.mirror.master = " + peer.name
+		reason = missing(f, peer, req.Repo)
 	case role == mirrorcfg.Local:
 		reason = req.Repo + " is local"
 	case role == mirrorcfg.Master:
@@ -151,6 +164,8 @@ func decideRequestPush(f Facts, peer Peer, req Request) Decision {
 func decideRedirected(f Facts, peer Peer, req Request) Decision {
 	reason := ""
 	switch {
+	case f.Repo == nil && f.Renamed != "":
+		reason = req.Repo + " is called " + f.Renamed + " now"
 	case f.Repo == nil:
 		reason = req.Repo + " does not exist here"
 	case f.role() == mirrorcfg.Local:

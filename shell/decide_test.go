@@ -105,7 +105,7 @@ func TestDecidePeer(t *testing.T) {
 		{"sam", "git-receive-pack 'local'", no("frodo <==//== sam mirror-push rejected: local is local")},
 		{"sam", "git-receive-pack 'local2'", no("frodo <==//== sam mirror-push rejected: local2 is local")},
 		{"local", "git-receive-pack 'local2'", no("frodo <==//== local mirror-push rejected: local2 is local")},
-		{"sam", "git-receive-pack 'gone'", no("frodo <==//== sam mirror-push rejected: gone does not exist here: create it, and set gitolite.mirror.master = sam")},
+		{"sam", "git-receive-pack 'gone'", no("frodo <==//== sam mirror-push rejected: gone does not exist here: create it, and set gitolite.mirror.master = sam (git init --bare gone.git; git -C gone.git config gitolite.mirror.master sam; mirror-shell install-hooks gone), or let sam do it: in the server configuration of frodo, under [accept], create = [\"gone\"]")},
 		{"sa.m", "git-receive-pack 'sams'", no("frodo <==//== sa.m mirror-push rejected: the master of sams is sam")},
 		{"SAM", "git-receive-pack 'sams'", no("frodo <==//== SAM mirror-push rejected: the master of sams is sam")},
 		{"sam2", "git-receive-pack 'sams'", no("frodo <==//== sam2 mirror-push rejected: the master of sams is sam")},
@@ -121,7 +121,7 @@ func TestDecidePeer(t *testing.T) {
 		{"sam", "mirror-rescued 'sams'", Decision{Action: TellRescued}},
 		{"gollum", "mirror-rescued 'sams'", no("frodo <==//== gollum mirror-push rejected: the master of sams is sam")},
 		{"sam", "mirror-rescued 'local'", no("frodo <==//== sam mirror-push rejected: local is local")},
-		{"sam", "mirror-meta 'gone'", no("frodo <==//== sam mirror-push rejected: gone does not exist here: create it, and set gitolite.mirror.master = sam")},
+		{"sam", "mirror-meta 'gone'", no("frodo <==//== sam mirror-push rejected: gone does not exist here: create it, and set gitolite.mirror.master = sam (git init --bare gone.git; git -C gone.git config gitolite.mirror.master sam; mirror-shell install-hooks gone), or let sam do it: in the server configuration of frodo, under [accept], create = [\"gone\"]")},
 
 		// git-upload-pack: the master, and whoever is in a list.
 		{"sam", "git-upload-pack 'sams'", Decision{Action: RunGit, AnyObject: true}},

@@ -20,12 +20,12 @@ func TestInfoForPeer(t *testing.T) {
 		}
 	}
 	r := s.session("info --json").peer(t, "sam")
-	want := `{"hostname":"frodo","version":"dev","protocol":1,"verbs":["info","git-receive-pack","git-upload-pack","request-push","USER=","mirror-meta","mirror-digest","mirror-push","mirror-known","mirror-rescued"]}` + "\n"
+	want := `{"hostname":"frodo","version":"dev","protocol":1,"verbs":["info","git-receive-pack","git-upload-pack","request-push","USER=","mirror-meta","mirror-digest","mirror-push","mirror-known","mirror-rescued","mirror-create","mirror-delete","mirror-rename"]}` + "\n"
 	if r.status != 0 || r.out.String() != want {
 		t.Errorf("exit status %d, stdout %s", r.status, r.out.String())
 	}
 	for _, verb := range peerVerbs { // every verb announced is one that can be sent
-		command := Request{Verb: verb, Repo: "ip1", User: "alice"}.Command()
+		command := Request{Verb: verb, Repo: "ip1", To: "ip2", User: "alice"}.Command()
 		if r := s.session(command).peer(t, "gollum"); strings.Contains(r.err.String(), "may not send") || strings.Contains(r.err.String(), "unknown") {
 			t.Errorf("%s: %s", command, r.err.String())
 		}

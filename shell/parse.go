@@ -24,20 +24,25 @@ const (
 	MirrorPush    Verb = "mirror-push"
 	MirrorKnown   Verb = "mirror-known"
 	MirrorRescued Verb = "mirror-rescued"
+	MirrorCreate  Verb = "mirror-create"
+	MirrorDelete  Verb = "mirror-delete"
+	MirrorRename  Verb = "mirror-rename"
 	// RedirectedPush is a user's push that a slave passes on to the master:
 	// USER=alice SOC=git-receive-pack 'REPO'.
 	RedirectedPush Verb = "USER="
-	// WildPerms is how gitolite 3 creates a copy; see Wild. Request.User is the creator.
+	// WildPerms is how gitolite 3 creates a copy. Request.User is the creator.
 	WildPerms Verb = "CREATOR="
 )
 
 // peerVerbs are announced by `info --json`.
-var peerVerbs = []Verb{Info, ReceivePack, UploadPack, RequestPush, RedirectedPush, MirrorMeta, MirrorDigest, MirrorPush, MirrorKnown, MirrorRescued}
+var peerVerbs = []Verb{Info, ReceivePack, UploadPack, RequestPush, RedirectedPush, MirrorMeta, MirrorDigest, MirrorPush, MirrorKnown, MirrorRescued,
+	MirrorCreate, MirrorDelete, MirrorRename}
 
 // Request is one parsed command. Repo and User have passed their grammars.
 type Request struct {
 	Verb Verb
 	Repo string // "" for Info and MirrorDigest
+	To   string // MirrorRename only: the new name
 	User string // RedirectedPush and WildPerms only
 	JSON bool   // Info only
 	Back bool   // Info only: also try the way back to the asking peer
@@ -61,12 +66,14 @@ func (r Request) Command() string {
 		return fmt.Sprintf("%s%s perms -c '%s'", WildPerms, r.User, r.Repo)
 	case RedirectedPush:
 		return fmt.Sprintf("%s%s SOC=%s '%s'", RedirectedPush, r.User, ReceivePack, r.Repo)
+	case MirrorRename:
+		return fmt.Sprintf("%s '%s' '%s'", r.Verb, r.Repo, r.To)
 	}
 	return fmt.Sprintf("%s '%s'", r.Verb, r.Repo)
 }
 
-// maxCommand is far above the longest valid command: a verb and a name.
-const maxCommand = 1024
+// maxCommand is above the longest valid command: a verb and two names.
+const maxCommand = 1100
 
 // Parse reads SSH_ORIGINAL_COMMAND. Nothing here is interpreted by a shell, so
 // there is one way to write each command: the verb, one space, and the
@@ -95,9 +102,11 @@ func Parse(command string) (Request, error) {
 			return Request{}, errors.New("mirror-digest takes no arguments")
 		}
 		return Request{Verb: v}, nil
-	case ReceivePack, UploadPack, UploadArchive, RequestPush, MirrorMeta, MirrorPush, MirrorKnown, MirrorRescued:
+	case ReceivePack, UploadPack, UploadArchive, RequestPush, MirrorMeta, MirrorPush, MirrorKnown, MirrorRescued, MirrorCreate, MirrorDelete:
 		repo, err := parseRepo(rest)
 		return Request{Verb: v, Repo: repo}, err
+	case MirrorRename:
+		return parseRename(rest)
 	}
 	return Request{}, fmt.Errorf("unknown command %.60q: send info, or push and fetch with git", command)
 }
@@ -143,6 +152,21 @@ func parseRedirected(user, rest string) (Request, error) {
 	}
 	repo, err := parseRepo(arg)
 	return Request{Verb: RedirectedPush, User: user, Repo: repo}, err
+}
+
+// parseRename reads the two names of mirror-rename. Neither can contain a space.
+func parseRename(rest string) (Request, error) {
+	from, to, _ := strings.Cut(rest, " ")
+	req := Request{Verb: MirrorRename}
+	repo, err := parseRepo(from)
+	if err != nil {
+		return req, err
+	}
+	if req.To, err = parseRepo(to); err != nil {
+		return Request{Verb: MirrorRename}, err
+	}
+	req.Repo = repo
+	return req, nil
 }
 
 // parseRepo reads the one argument. A URL of the form ssh://host/name sends the

@@ -28,6 +28,10 @@ func TestParse(t *testing.T) {
 		"git upload-archive 'p/q'":                {Verb: UploadArchive, Repo: "p/q"},
 		"request-push ip1":                        {Verb: RequestPush, Repo: "ip1"},
 		"mirror-meta 'ip1'":                       {Verb: MirrorMeta, Repo: "ip1"},
+		"mirror-create 'ip1'":                     {Verb: MirrorCreate, Repo: "ip1"},
+		"mirror-delete ip1.git":                   {Verb: MirrorDelete, Repo: "ip1"},
+		"mirror-rename 'a/b' 'c.git'":             {Verb: MirrorRename, Repo: "a/b", To: "c"},
+		"mirror-rename a b":                       {Verb: MirrorRename, Repo: "a", To: "b"},
 		"USER=alice SOC=git-receive-pack 'ip1'":   {Verb: RedirectedPush, User: "alice", Repo: "ip1"},
 		"USER=a.b@c SOC=git-receive-pack '/ip1'":  {Verb: RedirectedPush, User: "a.b@c", Repo: "ip1"},
 		"git-upload-pack '@all+x_1.2-3'":          {Verb: UploadPack, Repo: "@all+x_1.2-3"},
@@ -147,6 +151,16 @@ func TestParseBadInput(t *testing.T) {
 		"request-push ip1 sam":                          "bad name",
 		"request-push -fg ip1":                          "options are not allowed",
 		"mirror-meta 'ip1' {}":                          "unbalanced quote",
+		"mirror-create 'a' 'b'":                         "bad name",
+		"mirror-rename 'a'":                             "no repository named",
+		"mirror-rename 'a' ":                            "no repository named",
+		"mirror-rename 'a'  'b'":                        "bad name",
+		"mirror-rename 'a' 'b' 'c'":                     "bad name",
+		"mirror-rename 'a b' 'c'":                       "unbalanced quote",
+		"mirror-rename 'a' '../b'":                      "bad name",
+		"mirror-rename '../a' 'b'":                      "bad name",
+		"mirror-rename 'a' --force":                     "options are not allowed",
+		"mirror-rename '.mirror-shell/trash/x' 'b'":     "bad name",
 		"USER=" + long[:200] + " SOC=git-receive-pack ": "bad name",
 	} {
 		got, err := Parse(command)
@@ -169,7 +183,7 @@ func TestParseBadInput(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
 		"", "info", "info --json --back", "git-receive-pack 'ip1'", "git upload-pack '/a/b.git'", "git-upload-archive x",
-		"USER=alice SOC=git-receive-pack 'ip1'", "request-push ip1", "mirror-meta 'ip1'", "git-upload-pack --timeout=1 'x'",
+		"USER=alice SOC=git-receive-pack 'ip1'", "request-push ip1", "mirror-meta 'ip1'", "mirror-rename 'a' 'b.git'", "mirror-delete a", "git-upload-pack --timeout=1 'x'",
 		"info; id", "git-upload-pack 'a' 'b'", "git-upload-pack 'a'\\''b'", "USER=-x SOC=git-receive-pack 'x'", "\xff", "a\nb",
 	} {
 		f.Add(seed)
@@ -199,7 +213,10 @@ func FuzzParse(f *testing.F) {
 		if (req.Verb == RedirectedPush) != (req.User != "") || req.JSON || req.Back {
 			t.Fatalf("%q: %+v", command, req)
 		}
-		if strings.ContainsAny(req.Repo+req.User, "'\"\\$`;&|<>*?~ ") {
+		if (req.Verb == MirrorRename) != (req.To != "") {
+			t.Fatalf("%q: %+v", command, req)
+		}
+		if strings.ContainsAny(req.Repo+req.To+req.User, "'\"\\$`;&|<>*?~ ") {
 			t.Fatalf("%q: %+v", command, req)
 		}
 	})

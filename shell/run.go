@@ -1,9 +1,7 @@
 package shell
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +14,7 @@ import (
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/gitolite"
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/repos"
 	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
 )
@@ -41,9 +40,9 @@ type Session struct {
 	BeginPush func(context.Context, Push, []sendpack.Command) (settings []string, done func(), err error)
 	// HooksInstalled reports whether git would run our hooks in a repository.
 	HooksInstalled func(context.Context, git.Repo) (bool, error)
-	// TakeWild gives a repository its creator and permissions, and creates it where it
-	// is not here; see Wild.
-	TakeWild func(context.Context, Wild) error
+	// InstallHooks puts our hooks into a repository that a master creates; where it is nil,
+	// none is created.
+	InstallHooks func(context.Context, git.Repo) error
 
 	patience time.Duration // for the authorize command; 0: authorizeTimeout
 }
@@ -88,6 +87,11 @@ func (s *Session) ServeUser(ctx context.Context, user User) int {
 		return s.refuse(who, err)
 	}
 	env := []string{mirrorcfg.EnvUser + "=" + user.name}
+	if facts.Repo == nil && facts.Renamed != "" {
+		if told, ok := s.renamedFor(ctx, user, req, facts.Renamed); ok {
+			return s.refuse(who, told)
+		}
+	}
 	return s.run(ctx, who, DecideUser(facts, user, req), req, facts, repo, env, user.name)
 }
 
@@ -100,12 +104,15 @@ func (s *Session) prepare(ctx context.Context) (Request, Facts, git.Repo, error)
 	if err != nil || req.Repo == "" {
 		return req, facts, git.Repo{}, err
 	}
-	facts.MayCreate = slices.ContainsFunc(s.Server.Accept.Create, func(glob string) bool { return mirrorcfg.MatchGlob(glob, req.Repo) })
 	cfg, repo, err := s.Server.OpenRepo(ctx, req.Repo)
 	if errors.Is(err, mirrorcfg.ErrNoRepo) {
-		return req, facts, git.Repo{}, nil
+		facts.Renamed = repos.NewName(s.Server, req.Repo)
+		repo, err = git.Repo{}, nil
 	}
 	facts.Repo = cfg
+	if err == nil {
+		err = s.lookFurther(ctx, req, &facts)
+	}
 	return req, facts, repo, err
 }
 
@@ -147,7 +154,15 @@ func (s *Session) run(ctx context.Context, who string, d Decision, req Request, 
 	case SetMeta:
 		return s.told(who, s.setMeta(ctx, repo))
 	case TakeWild:
-		return s.told(who, s.takeWild(ctx, req, d.Host, facts.Repo != nil))
+		return s.told(who, s.takeWild(ctx, req, d.Host, repo, facts.Repo != nil))
+	case CreateRepo:
+		return s.told(who, s.create(ctx, d.Host, req.Repo))
+	case DeleteRepo:
+		return s.told(who, s.delete(ctx, d.Host, req.Repo))
+	case RenameRepo:
+		return s.told(who, s.rename(ctx, d.Host, req))
+	case TellDone:
+		return s.told(who, s.done(Done{Done: d.Done}))
 	case TellKnown:
 		return s.told(who, s.tellKnown(ctx, repo))
 	case TellRescued:
@@ -325,49 +340,6 @@ func (s *Session) ask(ctx context.Context, cmd []string, user User, access Acces
 		return false, nil
 	}
 	return err == nil, err
-}
-
-// metadata is the JSON object that mirror-meta carries.
-type metadata struct {
-	Head string `json:"head"` // what HEAD points to, "refs/heads/main"
-}
-
-// maxMetadata bounds what is read before it is known to be sound.
-const maxMetadata = 1 << 20
-
-// branch is a name that git's check-ref-format accepts below refs/heads/, by our
-// own reading: git itself looks no further than at the "refs/" before 2.38.
-var (
-	branch    = regexp.MustCompile(`^refs/heads(/[^\x00-\x20\x7f~^:?*\[\\/]+)+$`)
-	notBranch = regexp.MustCompile(`\.\.|@\{|/\.|\.$|\.lock(/|$)`)
-)
-
-// setMeta reads one JSON object and stores what it says.
-func (s *Session) setMeta(ctx context.Context, repo git.Repo) error {
-	data, err := io.ReadAll(io.LimitReader(s.Stdin, maxMetadata+1))
-	if err != nil {
-		return fmt.Errorf("%s: metadata: %w", s.Server.Hostname, err)
-	}
-	if len(data) > maxMetadata {
-		return fmt.Errorf("%s: metadata: more than %d bytes", s.Server.Hostname, maxMetadata)
-	}
-	if !bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{")) { // null would pass for an empty object
-		return fmt.Errorf("%s: metadata: not a JSON object", s.Server.Hostname)
-	}
-	var meta metadata
-	if err := json.Unmarshal(data, &meta); err != nil {
-		return fmt.Errorf("%s: metadata: %w", s.Server.Hostname, err)
-	}
-	if meta.Head == "" {
-		return nil
-	}
-	if !branch.MatchString(meta.Head) || notBranch.MatchString(meta.Head) {
-		return fmt.Errorf("%s: metadata: HEAD cannot point to %.80q", s.Server.Hostname, meta.Head)
-	}
-	if err := repo.SetHead(ctx, meta.Head); err != nil {
-		return fmt.Errorf("%s: metadata: set HEAD: %w", s.Server.Hostname, err)
-	}
-	return nil
 }
 
 // ExecReplace replaces this process, so that nothing of ours stays between sshd

@@ -14,6 +14,7 @@ import (
 	gliderssh "github.com/gliderlabs/ssh"
 	"golang.org/x/crypto/ssh"
 
+	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
 	"mirror-shell/mirrorcfg"
 )
@@ -25,6 +26,8 @@ type SSHServer struct {
 	Keys    AuthorizedKeys
 	Mirrord string
 	Log     *slog.Logger
+	// InstallHooks is Session's.
+	InstallHooks func(context.Context, git.Repo) error
 
 	limits limits // the zero value stands for defaultLimits
 
@@ -127,7 +130,7 @@ func (s *SSHServer) session(ctx context.Context, sess gliderssh.Session) int {
 	defer context.AfterFunc(sess.Context(), cancel)()
 	session := &Session{
 		Server: s.Server, Mirrord: s.Mirrord, Command: sess.RawCommand(), From: sess.RemoteAddr().String(),
-		Stdin: sess, Stdout: sess, Stderr: sess.Stderr(), Log: s.Log,
+		Stdin: sess, Stdout: sess, Stderr: sess.Stderr(), Log: s.Log, InstallHooks: s.InstallHooks,
 	}
 	session.Exec = func(ctx context.Context, env []string, argv ...string) (int, error) {
 		env = append(env, connection(sess)) // gitolite-shell works with no session that lacks it

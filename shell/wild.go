@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/meta"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -18,15 +20,6 @@ import (
 //
 // with its gl-perms on standard input, and pushes whatever we answer: it does not look.
 // The copy is created by that, if there is none, with that creator and those permissions.
-
-// Wild is what such a command says.
-type Wild struct {
-	Repo    string
-	Master  string // who says so; it is the repository's master here, or may create it
-	Creator string
-	Perms   string // lines "ROLE USER…", checked
-	Exists  bool   // the repository is here
-}
 
 // maxPerms bounds what is read before it is known to be sound.
 const maxPerms = 64 << 10
@@ -73,7 +66,7 @@ func parseWild(creator, rest string) (Request, error) {
 
 // decideWild: as a mirror push, and on [accept] create where the repository is not here.
 func decideWild(f Facts, peer Peer, req Request) Decision {
-	if f.Repo == nil && f.MayCreate {
+	if f.Repo == nil && f.Create {
 		return Decision{Action: TakeWild, Host: peer.name}
 	}
 	d := decideMirrorPush(f, peer, req)
@@ -83,14 +76,23 @@ func decideWild(f Facts, peer Peer, req Request) Decision {
 	return Decision{Action: TakeWild, Host: peer.name}
 }
 
-// takeWild carries it out.
-func (s *Session) takeWild(ctx context.Context, req Request, master string, exists bool) error {
+// takeWild carries it out, in repo where it exists.
+func (s *Session) takeWild(ctx context.Context, req Request, master string, repo git.Repo, exists bool) error {
 	perms, err := parsePerms(s.Stdin)
 	if err != nil {
 		return fmt.Errorf("%s: gl-perms: %w", s.Server.Hostname, err)
 	}
-	if s.TakeWild == nil {
-		return fmt.Errorf("%s: repositories cannot be created over this connection", s.Server.Hostname)
+	data := &meta.Data{Creator: &req.User, Perms: &perms}
+	if err := data.Check(); err != nil {
+		return fmt.Errorf("%s: %w", s.Server.Hostname, err)
 	}
-	return s.TakeWild(ctx, Wild{Repo: req.Repo, Master: master, Creator: req.User, Perms: perms, Exists: exists})
+	if exists {
+		_, err = meta.Apply(ctx, repo, s.Server.Accept, data)
+	} else {
+		_, err = s.createFor(ctx, master, req.Repo, data)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.Server.Hostname, err)
+	}
+	return nil
 }

@@ -2,9 +2,12 @@ package shell
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"mirror-shell/internal/git"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -64,11 +67,11 @@ func TestDecideWild(t *testing.T) {
 		take  bool
 	}{
 		"missing":           {Facts{Hostname: "frodo"}, false},
-		"may be created":    {Facts{Hostname: "frodo", MayCreate: true}, true},
+		"may be created":    {Facts{Hostname: "frodo", Create: true}, true},
 		"its master":        {Facts{Hostname: "frodo", Repo: repo("sam")}, true},
-		"another's":         {Facts{Hostname: "frodo", Repo: repo("gollum"), MayCreate: true}, false},
-		"local":             {Facts{Hostname: "frodo", Repo: repo(""), MayCreate: true}, false},
-		"we are the master": {Facts{Hostname: "frodo", Repo: repo("frodo"), MayCreate: true}, false},
+		"another's":         {Facts{Hostname: "frodo", Repo: repo("gollum"), Create: true}, false},
+		"local":             {Facts{Hostname: "frodo", Repo: repo(""), Create: true}, false},
+		"we are the master": {Facts{Hostname: "frodo", Repo: repo("frodo"), Create: true}, false},
 	} {
 		if d := DecidePeer(c.facts, Peer{"sam"}, req); (d.Action == TakeWild) != c.take || !c.take && d.Message == "" {
 			t.Errorf("%s: %+v", name, d)
@@ -81,27 +84,43 @@ func TestDecideWild(t *testing.T) {
 
 func TestTakeWild(t *testing.T) {
 	s := newTestServer(t, "[accept]\ncreate = [\"wild/**\"]\n")
-	s.bare("sams", "master=sam")
-	var taken []Wild
+	sams := s.bare("sams", "master=sam")
 	send := func(command, perms string) *testRun {
 		r := s.session(command)
 		r.Stdin = strings.NewReader(perms)
-		r.TakeWild = func(_ context.Context, w Wild) error { taken = append(taken, w); return nil }
+		r.InstallHooks = func(context.Context, git.Repo) error { return nil }
 		return r.peer(t, "sam")
 	}
-	if r := send("CREATOR=alice perms -c 'wild/a'", "READERS bob\n"); r.status != 0 {
+	has := func(dir, creator, perms string) {
+		t.Helper()
+		for file, want := range map[string]string{"gl-creator": creator, "gl-perms": perms} {
+			if text, _ := os.ReadFile(filepath.Join(dir, file)); string(text) != want {
+				t.Errorf("%s of %s is %q, want %q", file, dir, text, want)
+			}
+		}
+	}
+	made := filepath.Join(s.RepoBase, "wild/a.git")
+	for _, perms := range []string{"READERS bob\n", "", "READERS carol\n"} {
+		if r := send("CREATOR=alice perms -c 'wild/a'", perms); r.status != 0 {
+			t.Errorf("%d, %s", r.status, r.err.String())
+		}
+		has(made, "alice", perms)
+	}
+	if _, repo, err := s.OpenRepo(t.Context(), "wild/a"); err != nil || repo.Dir == "" {
+		t.Error(err)
+	}
+	if r := send("CREATOR=alice perms -c 'sams'", "WRITERS bob\n"); r.status != 0 {
 		t.Errorf("%d, %s", r.status, r.err.String())
 	}
-	if r := send("CREATOR=alice perms -c 'sams'", ""); r.status != 0 {
-		t.Errorf("%d, %s", r.status, r.err.String())
-	}
-	want := []Wild{{"wild/a", "sam", "alice", "READERS bob\n", false}, {"sams", "sam", "alice", "", true}}
-	if len(taken) != 2 || taken[0] != want[0] || taken[1] != want[1] {
-		t.Errorf("%+v", taken)
-	}
+	has(sams, "alice", "WRITERS bob\n")
 	for command, perms := range map[string]string{"CREATOR=alice perms -c 'wild/b'": "READERS $(id)\n", "CREATOR=alice perms -c 'other'": ""} {
-		if r := send(command, perms); r.status != 1 || len(taken) != 2 {
+		if r := send(command, perms); r.status != 1 {
 			t.Errorf("%s: %d, %s", command, r.status, r.err.String())
+		}
+	}
+	for _, name := range []string{"wild/b", "other"} {
+		if _, err := os.Stat(filepath.Join(s.RepoBase, name+".git")); err == nil {
+			t.Errorf("%s was made", name)
 		}
 	}
 }

@@ -177,6 +177,8 @@ func Light(ctx context.Context, p *Program) error {
 		return p.removeKey(shell.KeyUser, p.RemoveUser)
 	case "list-keys":
 		return p.listKeys()
+	case "trash":
+		return p.trash(ctx)
 	case "rescued":
 		return p.rescued(ctx)
 	case "install-hooks":

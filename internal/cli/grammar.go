@@ -41,6 +41,9 @@ type Grammar struct {
 	Restore      RestoreCmd     `cmd:"" help:"Bring repositories back from a backup peer, as they were at any point in time."`
 	Verify       VerifyCmd      `cmd:"" help:"Check that a vault has what its snapshots need; read every byte, or try a real restore."`
 	Prune        PruneCmd       `cmd:"" help:"Remove the snapshots that a policy does not keep, and then what no snapshot needs."`
+	Delete       DeleteCmd      `cmd:"" help:"Move a repository to the trash, here and, where they accept it, on its peers."`
+	Rename       RenameCmd      `cmd:"" help:"Give a repository another name, here and, where they accept it, on its peers."`
+	Trash        TrashCmd       `cmd:"" help:"List deleted repositories; restore one, or destroy old ones."`
 	Serve        struct{}       `cmd:"" help:"Run the worker (and the built-in ssh server, if configured) until ended."`
 	Drain        struct{}       `cmd:"" help:"Run the worker until nothing is left to do; for a timer, and started by the hook."`
 	Demo         DemoCmd        `cmd:"" help:"Show it all: three servers on this machine, real pushes, the result."`
@@ -179,6 +182,27 @@ type PruneCmd struct {
 	JSON         bool          `name:"json" help:"Print the result as JSON."`
 	Quiet        bool          `short:"q" help:"Print failures only; for cron."`
 	Repositories []string      `arg:"" optional:"" name:"repo|glob" help:"Repositories in the vault (default: all)."`
+}
+
+// DeleteCmd is delete REPO.
+type DeleteCmd struct {
+	Here bool   `help:"Only here: the peers keep their copies, and are not told."`
+	Repo string `arg:"" help:"Repository."`
+}
+
+// RenameCmd is rename OLD NEW.
+type RenameCmd struct {
+	Here bool   `help:"Only here: the peers are not told, and have to be dealt with by hand."`
+	Old  string `arg:"" help:"Repository."`
+	New  string `arg:"" help:"Its new name."`
+}
+
+// TrashCmd is trash.
+type TrashCmd struct {
+	Restore string         `help:"Put this one (ID, as listed) back where it was." placeholder:"ID" xor:"do"`
+	As      string         `help:"With --restore: under this name." placeholder:"REPO"`
+	Expire  *time.Duration `help:"Destroy, for good, what was deleted longer ago than this (2160h are 90 days; 0s: all)." placeholder:"DURATION" xor:"do"`
+	JSON    bool           `name:"json" help:"Print JSON."`
 }
 
 // DemoCmd is demo.

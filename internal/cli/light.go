@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"mirror-shell/hooks"
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/gitolite"
 	"mirror-shell/internal/inbox"
 	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
@@ -40,11 +42,24 @@ func (p *Program) forced(ctx context.Context) error {
 		Command: os.Getenv("SSH_ORIGINAL_COMMAND"), GitProtocol: os.Getenv("GIT_PROTOCOL"), From: os.Getenv("SSH_CONNECTION"),
 		Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Log: log, Exec: shell.ExecReplace,
 	}
-	s.HooksInstalled = hooks.Installed
+	s.HooksInstalled, s.InstallHooks = hooks.Installed, p.InstallHooksIn
 	s.BeginPush = func(ctx context.Context, push shell.Push, commands []sendpack.Command) ([]string, func(), error) {
 		return p.beginPush(ctx, s, push, commands)
 	}
 	return p.serve(ctx, s)
+}
+
+// InstallHooksIn puts our hooks into a repository.
+func (p *Program) InstallHooksIn(ctx context.Context, repo git.Repo) error {
+	server, err := p.Server()
+	if err != nil {
+		return err
+	}
+	if err := gitolite.LinkHooks(server, repo); err != nil {
+		return err
+	}
+	_, err = hooks.Install(ctx, repo, p.Programs)
+	return err
 }
 
 // beginPush does what our hooks would do in a push by the verb mirror-push. Where

@@ -20,14 +20,17 @@ import (
 
 	"mirror-shell/internal/digest"
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/meta"
 	"mirror-shell/mirrorcfg"
 )
 
 // State is what two servers compare of a repository.
 type State struct {
 	Config *mirrorcfg.Repo
+	Dir    string // of the repository
 	Digest string // of the mirrored refs
 	Head   string // what HEAD points to; "" when it is detached
+	Meta   string // hash of the metadata (see package meta); "" when there is none
 }
 
 // Cache remembers the state of repositories together with the stamps of the
@@ -57,10 +60,12 @@ type entry struct {
 	RefStamps    []stamp           `json:"ref_stamps"`
 	Digest       string            `json:"digest"`
 	Head         string            `json:"head"`
+	MetaStamps   []stamp           `json:"meta_stamps"`
+	Meta         string            `json:"meta,omitempty"`
 }
 
 // cacheVersion changes with the meaning of anything in the file.
-const cacheVersion = 1
+const cacheVersion = 2
 
 type cacheFile struct {
 	Version int               `json:"version"`
@@ -121,7 +126,8 @@ func (c *Cache) Load(ctx context.Context, server *mirrorcfg.Server, name string)
 	}
 	fresh := *known
 	fresh.Name = clean
-	if !c.same(repo.Dir, known.ConfigStamps) {
+	sameConfig := c.same(repo.Dir, known.ConfigStamps)
+	if !sameConfig {
 		if fresh.Config, fresh.ConfigStamps, err = c.readConfig(ctx, repo); err != nil {
 			return State{}, fmt.Errorf("configuration of %s: %w", clean, err)
 		}
@@ -136,8 +142,13 @@ func (c *Cache) Load(ctx context.Context, server *mirrorcfg.Server, name string)
 			return State{Config: cfg}, fmt.Errorf("%s: %w", clean, err)
 		}
 	}
+	if !sameConfig || !unchanged(known.MetaStamps) {
+		if err := fresh.readMeta(repo, cfg); err != nil {
+			return State{Config: cfg}, fmt.Errorf("%s: %w", clean, err)
+		}
+	}
 	c.store(repo.Dir, known, fresh, began)
-	return State{cfg, fresh.Digest, fresh.Head}, nil
+	return State{cfg, repo.Dir, fresh.Digest, fresh.Head, fresh.Meta}, nil
 }
 
 // store keeps what was old enough to be relied on when it was read.
@@ -148,8 +159,11 @@ func (c *Cache) store(dir string, known *entry, fresh entry, now time.Time) {
 	if !settled(fresh.RefStamps, now) {
 		fresh.RefStamps = nil
 	}
+	if !settled(fresh.MetaStamps, now) {
+		fresh.MetaStamps = nil
+	}
 	same := func(a, b []stamp) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
-	if same(known.ConfigStamps, fresh.ConfigStamps) && same(known.RefStamps, fresh.RefStamps) && known.Name == fresh.Name {
+	if same(known.ConfigStamps, fresh.ConfigStamps) && same(known.RefStamps, fresh.RefStamps) && same(known.MetaStamps, fresh.MetaStamps) && known.Name == fresh.Name {
 		return
 	}
 	c.mu.Lock()
@@ -173,6 +187,24 @@ func (e *entry) readRefs(ctx context.Context, repo git.Repo, cfg *mirrorcfg.Repo
 		return err
 	}
 	e.RefStamps, e.Digest, e.Head = stamps, digest.Of(cfg.MirroredRefs(refs)), head
+	return nil
+}
+
+// readMeta reads the metadata, stamps first.
+func (e *entry) readMeta(repo git.Repo, cfg *mirrorcfg.Repo) error {
+	var stamps []stamp
+	for _, path := range meta.Files(repo) {
+		s, err := stampOf(path)
+		if err != nil {
+			return err
+		}
+		stamps = append(stamps, s)
+	}
+	d, _, err := meta.Read(repo, cfg)
+	if err != nil {
+		return err
+	}
+	e.MetaStamps, e.Meta = stamps, d.Hash()
 	return nil
 }
 
@@ -225,12 +257,9 @@ func (c *Cache) readConfig(ctx context.Context, repo git.Repo) ([]git.ConfigEntr
 	if err != nil {
 		return nil, nil, err
 	}
-	var ours []git.ConfigEntry
+	ours := mirrorcfg.Ours(entries)
 	reliable := true
 	for i, e := range entries {
-		if strings.HasPrefix(e.Key, "gitolite.mirror.") {
-			ours = append(ours, e)
-		}
 		included, ok := includedFile(e, files[i])
 		reliable = reliable && ok
 		for _, path := range []string{files[i], included} {

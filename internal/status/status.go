@@ -22,6 +22,7 @@ import (
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/queue"
+	"mirror-shell/internal/repos"
 	"mirror-shell/internal/rescue"
 	"mirror-shell/mirrorcfg"
 )
@@ -164,6 +165,11 @@ func inOrder(names []string, f func(string) []Line) [][]Line {
 func ofRepository(ctx context.Context, server *mirrorcfg.Server, name string, jobs []queue.Row, asked bool) []Line {
 	cfg, repo, err := server.OpenRepo(ctx, name)
 	if err != nil {
+		if errors.Is(err, mirrorcfg.ErrNoRepo) {
+			if e, deleted, trashErr := repos.InTrash(server, name); deleted && trashErr == nil {
+				return ofDeleted(e, jobs, asked)
+			}
+		}
 		return withoutConfig(name, jobs, err)
 	}
 	role := cfg.Role(server.Hostname)
@@ -186,6 +192,22 @@ func ofRepository(ctx context.Context, server *mirrorcfg.Server, name string, jo
 		if job.State != queue.StateOK {
 			lines = append(lines, fromRow(base, job))
 		}
+	}
+	return lines
+}
+
+// ofDeleted is a line for each peer that is still to be told of a deletion, and when
+// it was asked for, for the others, too.
+func ofDeleted(e repos.Entry, jobs []queue.Row, asked bool) []Line {
+	base := Line{Repository: e.Name, Role: "deleted", Note: "in the trash: " + e.ID}
+	var lines []Line
+	for _, job := range jobs {
+		if asked || !settled(job) {
+			lines = append(lines, fromRow(base, job))
+		}
+	}
+	if asked && len(lines) == 0 {
+		return []Line{base}
 	}
 	return lines
 }

@@ -34,7 +34,7 @@ func TestGitoliteHosts(t *testing.T) {
 	alice := env.Client(t, "alice")
 	frodo, sam := env.Gitolites(t, "frodo")[0], env.Gitolites(t, "sam")[0]
 	for _, g := range []*testenv.Gitolite{frodo, sam} {
-		g.HostMirrorShell(t, "")
+		g.HostMirrorShell(t, "[accept]\ncreate = [\"wild/**\"]\n")
 		g.Introduce(t, alice)
 	}
 	frodo.PeerWith(t, sam.Host())
@@ -120,8 +120,17 @@ func TestGitoliteHosts(t *testing.T) {
 	expect(push("frodo:later", "main"), 0, "frodo ==== (later) ===> sam")
 	arrives("later")
 	expect(push("sam:later", "main"), 1, "fatal: sam is not the master")
-	// So are those of a wild one.
+	// A wild one is created on sam, too, with its creator, and is gitolite's there.
 	expect(push("frodo:wild/a", "main"), 0, "frodo ==== (wild/a) ===> sam")
+	if !testenv.Poll(func() bool { _, err := os.Stat(sam.RepoDir("wild/a")); return err == nil }) {
+		t.Fatal("the wild repository is not created on sam")
+	}
+	arrives("wild/a")
+	alice.Git(t, work, "ls-remote", "--exit-code", "sam:wild/a")
+	expect(push("sam:wild/a", "main"), 1, "fatal: sam is not the master of wild/a")
+	if got := strings.TrimSpace(sam.Host().Git(t, "wild/a", "config", "gitolite.mirror.slaves")); got != "sam" {
+		t.Errorf("gitolite.conf is not applied to it on sam: slaves = %q", got)
+	}
 
 	// gitolite's update hook, slow for many refs, does not run in a mirror push.
 	if out := sam.Host().MustRun(t, "sh", "-c", "cat .gitolite/logs/*"); strings.Contains(out, "bypass") {

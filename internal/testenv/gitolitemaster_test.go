@@ -70,7 +70,14 @@ repo ip2
 repo ip3
     RW+ = alice
     option mirror.master = gl-frodo
+repo wild/..*
+    C = alice
+    RW+ = CREATOR
+    RW = WRITERS
+    option mirror.master = gl-frodo
+    option mirror.copies = sam
 `)
+	sam.Configure(t, "[accept]\ncreate = [\"wild/accepted\"]\n")
 	env.CreateRepo(t, "ip1", map[string]string{"master": "gl-frodo", "redirectOK": "sam"}, "sam")
 	env.CreateRepo(t, "ip2", map[string]string{"master": "sam", "slaves": "gl-frodo", "redirectOK": "true"}, "sam")
 	env.CreateRepo(t, "ip3", map[string]string{"master": "gl-frodo", "redirectOK": "sam"}, "sam")
@@ -93,6 +100,28 @@ repo ip3
 	has(t, gl.Host(), "ip2", "main", alice.push(t, "sam:ip2", "main", "sam ==== (ip2) ===> gl-frodo"))
 	has(t, sam, "ip2", "topic", alice.push(t, "gl-frodo:ip2", "topic", "sam ==== (ip2) ===> gl-frodo"))
 	has(t, gl.Host(), "ip2", "topic", strings.TrimSpace(alice.Git(t, alice.work, "rev-parse", "HEAD")))
+
+	// It creates its wild repositories here, with creator and permissions, if it may.
+	has(t, sam, "wild/accepted", "main", alice.push(t, "gl-frodo:wild/accepted", "main", "new branch"))
+	if r := alice.Run(t, alice.Dir, "ssh", "gl-frodo", "perms", "wild/accepted", "+", "WRITERS", "bob"); r.Status != 0 {
+		t.Fatal(r)
+	}
+	has(t, sam, "wild/accepted", "topic", alice.push(t, "gl-frodo:wild/accepted", "topic", "new branch"))
+	for file, want := range map[string]string{"gl-creator": "alice", "gl-perms": "WRITERS bob\n"} {
+		if got := sam.MustRun(t, "cat", sam.RepoDir("wild/accepted")+"/"+file); got != want {
+			t.Errorf("%s is %q", file, got)
+		}
+	}
+	alice.push(t, "gl-frodo:wild/other", "main", "new branch")
+	if !testenv.Poll(func() bool {
+		log := gl.Host().MustRun(t, "sh", "-c", "cat .gitolite/logs/* repositories/wild/other.git/gl-copy-sam.status 2>&1 || true")
+		return strings.Contains(log, "mirror-push rejected: wild/other does not exist here")
+	}) {
+		t.Error("gl-frodo is not told why its copy is refused")
+	}
+	if _, err := os.Stat(sam.RepoDir("wild/other")); err == nil {
+		t.Error("sam lets gl-frodo create what it may not")
+	}
 
 	// Its refusals are shown as what they are.
 	alice.push(t, "sam:ip3", "main", "!gl-frodo: 'sam' is not a valid copy for 'ip3'")

@@ -87,7 +87,7 @@ func (c *command) startSSH(ctx context.Context, fail context.CancelCauseFunc, lo
 	}
 	server := &shell.SSHServer{
 		Server: c.server, Keys: shell.AuthorizedKeys{Path: filepath.Join(home, ".ssh/authorized_keys")},
-		Mirrord: c.Sibling("mirrord"), Log: log,
+		Mirrord: c.Sibling("mirrord"), Log: log, InstallHooks: c.InstallHooksIn,
 	}
 	log.Info("ssh server listens", "address", l.Addr())
 	go func() {

@@ -95,6 +95,9 @@ func (c *command) sync(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if different, err = run.withUntold(ctx, different); err != nil {
+		return err
+	}
 	if c.Sync.DryRun {
 		return run.dryRun(different)
 	}
@@ -104,6 +107,7 @@ func (c *command) sync(ctx context.Context) error {
 	}
 	if len(c.Sync.Repositories) == 0 {
 		c.expireRescued(ctx)
+		c.expireTrash(ctx)
 	}
 	return run.finish()
 }
@@ -243,7 +247,7 @@ func (r *syncRun) judge(ctx context.Context, copies []replica, standings map[str
 			different = append(different, c)
 		case r.remember(ctx, c, s) != nil: // its push will say what is wrong
 			different = append(different, c)
-		case headDiffers(c, s):
+		case headDiffers(c, s) || c.state.Meta != peer.KnownMeta(c.state.Dir, c.Peer):
 			different = append(different, c)
 		default:
 			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest})

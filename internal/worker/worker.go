@@ -19,6 +19,7 @@ import (
 	"mirror-shell/internal/metrics"
 	"mirror-shell/internal/queue"
 	"mirror-shell/internal/refset"
+	"mirror-shell/internal/repos"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/peer"
 	"mirror-shell/shell"
@@ -82,6 +83,10 @@ func Run(ctx context.Context, p *cli.Program) error {
 		return c.forget(ctx)
 	case "approve":
 		return c.approve(ctx)
+	case "delete":
+		return c.delete(ctx)
+	case "rename":
+		return c.rename(ctx)
 	}
 	return cli.Light(ctx, p)
 }
@@ -240,7 +245,15 @@ func (c *command) forget(ctx context.Context) error {
 	if err != nil && !errors.Is(err, mirrorcfg.ErrNoRepo) {
 		return err
 	}
-	fmt.Fprintf(c.Stdout, "%s: %d jobs forgotten; the repository was not touched\n", name, n)
+	untold, err := repos.Forget(ctx, c.server, name)
+	if err != nil {
+		return err
+	}
+	more := ""
+	if untold > 0 {
+		more = fmt.Sprintf(", and what %d peers were still to be told", untold)
+	}
+	fmt.Fprintf(c.Stdout, "%s: %d jobs forgotten%s; the repository was not touched\n", name, n, more)
 	return nil
 }
 

@@ -1,0 +1,213 @@
+package peer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/meta"
+	"mirror-shell/internal/refset"
+)
+
+// metaSync takes HEAD and the metadata to a peer. A push cannot: it takes the verb
+// mirror-meta, which only mirror-shell servers have, and a connection of its own.
+// So it is done when something is not what the peer was told before, and ahead of
+// the refs, because a default branch that was renamed cannot be deleted while HEAD
+// points to it. (A push by the verb mirror-push carries HEAD itself; then the rest
+// follows it, where there is news.)
+type metaSync struct {
+	*syncRun
+	target  string     // of HEAD, "" when it is not to be sent
+	data    *meta.Data // everything else
+	hash    string     // of data
+	known   meta.Record
+	notes   []string // what cannot travel
+	sent    bool     // by this Sync
+	foreign bool     // the peer was found not to take it, by this Sync
+}
+
+// look finds out what there is to send.
+func (h *metaSync) look(ctx context.Context) (err error) {
+	if h.data, h.notes, err = meta.Read(h.src.Repo, h.src.Config); err != nil {
+		return err
+	}
+	h.hash, h.known = h.data.Hash(), meta.Known(h.src.Repo.Dir, h.name)
+	target, err := h.src.Repo.Head(ctx)
+	switch {
+	case err != nil:
+		return err
+	case target == "":
+		h.notes = append(h.notes, "HEAD is detached here and was not sent")
+	case !strings.HasPrefix(target, "refs/heads/"):
+		h.notes = append(h.notes, "HEAD was not sent: "+target+" is no branch")
+	case len(h.ours) > 0:
+		h.target = target
+	}
+	return nil
+}
+
+// newHead reports whether the peer is to be told of HEAD.
+func (h *metaSync) newHead() bool {
+	known, _ := h.log.Confirmed("HEAD")
+	return h.target != "" && known != "ref:"+h.target && known != "!ref:"+h.target
+}
+
+// newRest reports whether the peer is to be told of the rest.
+func (h *metaSync) newRest() bool { return h.hash != h.known.Hash }
+
+// before sends what is news.
+func (h *metaSync) before(ctx context.Context) error {
+	if h.newHead() || h.newRest() {
+		return h.send(ctx)
+	}
+	return nil
+}
+
+// rest sends what a quick push, which has taken HEAD along, left behind.
+func (h *metaSync) rest(ctx context.Context) error {
+	if h.newRest() {
+		return h.send(ctx)
+	}
+	return nil
+}
+
+// after finishes what before could not know. A peer that turned out to be empty
+// may have been made anew, and its HEAD with it. And that a peer takes no HEAD
+// is believed, and remembered until HEAD changes, only of one that takes refs:
+// a server in trouble answers no verb at all.
+func (h *metaSync) after(ctx context.Context, refsErr error) error {
+	if h.adv == nil || h.target == "" && h.hash == "" {
+		return nil
+	}
+	if len(h.adv.Refs) == 0 && !h.sent && !h.foreign {
+		if err := errors.Join(forgetHeadIn(h.log, h.adv.ObjectFormat), meta.Forget(h.src.Repo.Dir, h.name)); err != nil || refsErr != nil {
+			return err
+		}
+		h.known = meta.Record{}
+		if err := h.send(ctx); err != nil {
+			return err
+		}
+	}
+	if !h.foreign {
+		return nil
+	}
+	if h.target != "" {
+		if err := h.log.Confirm([]refset.Entry{{Ref: "HEAD", OID: "!ref:" + h.target}}); err != nil {
+			return err
+		}
+	}
+	return h.record(h.notTaken())
+}
+
+// note says what did not travel, now or earlier.
+func (h *metaSync) note() string {
+	notes := h.notes
+	if known, _ := h.log.Confirmed("HEAD"); h.target != "" && (h.foreign || known == "!ref:"+h.target) {
+		notes = append(notes, "HEAD was not sent: "+h.name+" does not take it")
+	}
+	if h.known.Hash == h.hash && h.known.Note != "" {
+		notes = append(notes, h.known.Note)
+	}
+	return strings.Join(notes, "; ")
+}
+
+// notTaken is the note about a peer that takes no metadata, "" where there is none.
+func (h *metaSync) notTaken() string {
+	if h.data.Empty() {
+		return ""
+	}
+	return strings.Join(h.data.Names(), ", ") + " not sent: " + h.name + " does not take it"
+}
+
+func (h *metaSync) record(note string) error {
+	h.known = meta.Record{Hash: h.hash, Note: note}
+	return h.known.Save(h.src.Repo.Dir, h.name)
+}
+
+func (h *metaSync) send(ctx context.Context) error {
+	what := "metadata"
+	if h.newHead() || h.data.Empty() {
+		what = "HEAD"
+	}
+	d := *h.data
+	d.Head = h.target
+	answer, err := h.tell(ctx, "mirror-meta", &d)
+	if err == nil {
+		return h.taken(answer)
+	}
+	if errors.Is(err, ErrUnreachable) || ctx.Err() != nil || !h.lacks(ctx, "mirror-meta") {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	h.foreign = true
+	return nil
+}
+
+// taken records what the peer has confirmed. One that confirms nothing is an
+// older server, which takes HEAD alone.
+func (h *metaSync) taken(answer *meta.Answer) error {
+	h.sent = true
+	note := ""
+	switch {
+	case answer == nil:
+		note = h.notTaken()
+	case len(answer.NotTaken) > 0:
+		note = fmt.Sprintf("config not taken by %s (config under [accept] there): %s", h.name, list(answer.NotTaken))
+	}
+	if err := h.record(note); err != nil || h.target == "" {
+		return err
+	}
+	return h.log.Confirm([]refset.Entry{{Ref: "HEAD", OID: "ref:" + h.target}})
+}
+
+// maxAnswer bounds what is read of an answer, in bytes.
+const maxAnswer = 64 << 10
+
+// tell sends an object with a verb. The answer is nil when the peer gives none.
+func (r *syncRun) tell(ctx context.Context, verb string, d *meta.Data) (*meta.Answer, error) {
+	conn, err := r.open(ctx, verb+" '"+r.src.Config.Name+"'", io.Discard)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.cancel()
+	text, err := r.exchange(conn, d.Write)
+	if err != nil {
+		return nil, err
+	}
+	var answer meta.Answer
+	if json.Unmarshal(text, &answer) != nil || answer.Version == 0 {
+		return nil, nil
+	}
+	for i, key := range answer.NotTaken {
+		answer.NotTaken[i] = printable(key)
+	}
+	return &answer, nil
+}
+
+// exchange writes a request and returns the answer, when the peer ends well.
+func (r *syncRun) exchange(conn *conn, write func(io.Writer) error) ([]byte, error) {
+	err := write(conn)
+	_ = conn.CloseWrite()
+	text, readErr := io.ReadAll(io.LimitReader(conn, maxAnswer))
+	if end := r.ended(conn, nil); end != nil {
+		return nil, end // and why nobody read what was written
+	}
+	return text, errors.Join(err, readErr)
+}
+
+// forgetHead makes the next Sync send HEAD and the metadata.
+func forgetHead(repo git.Repo, peer string) error {
+	log, err := refset.Open(refset.Path(repo.Dir, peer))
+	if err != nil {
+		return err
+	}
+	return errors.Join(forgetHeadIn(log, ""), log.Close(), meta.Forget(repo.Dir, peer))
+}
+
+func forgetHeadIn(log *refset.Log, format string) error {
+	zero := strings.Repeat("0", oidLength(format)) // absent: nothing is known
+	return log.Confirm([]refset.Entry{{Ref: "HEAD", OID: zero}})
+}
