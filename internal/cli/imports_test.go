@@ -16,7 +16,7 @@ var allowed = map[string]string{
 	"cmd/pre-receive":  "hooks",
 	"cmd/post-receive": "hooks",
 
-	"internal/worker":  "hooks internal/cli internal/git internal/inbox internal/metrics internal/notify internal/proc internal/queue internal/refcache internal/refset internal/rescue internal/status mirrorcfg peer shell",
+	"internal/worker":  "hooks internal/cli internal/durable internal/git internal/inbox internal/metrics internal/notify internal/proc internal/queue internal/refcache internal/refset internal/rescue internal/status mirrorcfg peer peer/snapshot shell",
 	"internal/cli":     "hooks internal/durable internal/git internal/gitolite internal/inbox internal/proc internal/rescue internal/sendpack mirrorcfg shell",
 	"internal/status":  "internal/git internal/rescue internal/proc internal/queue mirrorcfg",
 	"internal/metrics": "internal/queue",
