@@ -130,7 +130,7 @@ func (r Repo) PackTo(ctx context.Context, s Scratch, ids io.Reader, revs bool) (
 	}
 	var out bytes.Buffer
 	if _, err := r.runWith(ctx, s.environment(&r), ids, &out, append(args, s.PackPath("pack"))...); err != nil {
-		return "", err
+		return "", naming(err)
 	}
 	hash := strings.TrimSpace(out.String())
 	if hash == "" {
@@ -152,22 +152,73 @@ func checkPack(ctx context.Context, path string, digits int) error {
 	// In no repository: git would compare each object with the one that it has already.
 	nowhere := Repo{Dir: filepath.Join(filepath.Dir(path), "none")}
 	if _, err := nowhere.run(ctx, nil, nil, "index-pack", "--verify", "--object-format="+format, path); err != nil {
-		return fmt.Errorf("check the new pack: %w", err)
+		return fmt.Errorf("the repository's objects are damaged: check the new pack: %w", naming(err))
 	}
 	return nil
 }
 
-// Adds returns the commits that are reachable from want and not from have, newest first, as far as
-// they are at most limit; all is false when there are more. All ids must exist; those that are no
-// commits or tags of one add nothing.
-func (r Repo) Adds(ctx context.Context, want, have []string, limit int) (commits []string, all bool, err error) {
+// Adds returns the commits that are reachable from want and not from have, as far as they are at
+// most limit, and the parents of them that are reachable from have; all is false when there are more. All ids
+// must exist; those that are no commits or tags of one add nothing.
+func (r Repo) Adds(ctx context.Context, want, have []string, limit int) (commits, edge []string, all bool, err error) {
 	stdin := io.MultiReader(lines(want, ""), lines(have, "^"))
-	var out bytes.Buffer
-	if _, err := r.run(ctx, stdin, &out, "rev-list", fmt.Sprintf("--max-count=%d", limit+1), "--stdin"); err != nil {
-		return nil, false, err
+	out := &lineWriter{line: func(line string) {
+		if parent, isEdge := strings.CutPrefix(line, "-"); isEdge {
+			edge = append(edge, parent)
+		} else {
+			commits = append(commits, line)
+		}
+	}}
+	if _, err := r.run(ctx, stdin, out, "rev-list", "--boundary", fmt.Sprintf("--max-count=%d", limit+1), "--stdin"); err != nil {
+		return nil, nil, false, err
 	}
-	commits = strings.Fields(out.String())
-	return commits[:min(len(commits), limit)], len(commits) <= limit, nil
+	return commits, edge, len(commits) <= limit, nil
+}
+
+// Nearest follows history from want, newest first, through at most limit commits, until each line of it has come to a
+// commit for which known is true. It returns these; all is false when some line has none so near, and
+// when one of want is no commit.
+func (r Repo) Nearest(ctx context.Context, want []string, known func(oid string) bool, limit int) (near []string, all bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	behind := map[string]bool{} // what is reachable from known commits, as far as it was met
+	open := map[string]bool{}   // what was named and not met yet
+	met := map[string]bool{}
+	for _, oid := range want {
+		open[oid] = true
+	}
+	seen := 0
+	out := &lineWriter{line: func(line string) {
+		if all || seen > limit {
+			return
+		}
+		seen++
+		words := strings.Fields(line)
+		id, parents := words[0], words[1:]
+		delete(open, id)
+		met[id] = true
+		isKnown := known(id)
+		if isKnown && !behind[id] {
+			near = append(near, id)
+		}
+		for _, parent := range parents {
+			switch {
+			case isKnown || behind[id]:
+				behind[parent] = true
+				delete(open, parent)
+			case !behind[parent] && !met[parent]:
+				open[parent] = true
+			}
+		}
+		if all = len(open) == 0; all || seen > limit {
+			cancel()
+		}
+	}}
+	_, err = r.run(ctx, lines(want, ""), out, "rev-list", "--parents", "--stdin")
+	if all || seen > limit {
+		return near, all, nil
+	}
+	return near, err == nil && len(open) == 0, err
 }
 
 // ErrIncomplete is wrapped where objects are missing that others need.
@@ -190,7 +241,7 @@ func (r Repo) Complete(ctx context.Context, s *Scratch, tips []string) error {
 	if err == nil || ctx.Err() != nil || proc.ExitCode(err) < 0 {
 		return err
 	}
-	missing := oidInText.FindAllString(err.Error(), -1)
+	missing := objectsIn(err)
 	// Git stops at the first. Objects other than commits can be had all at once.
 	out := &lineWriter{line: func(line string) {
 		if oid, ok := strings.CutPrefix(line, "?"); ok && len(missing) < maxNamed {
@@ -201,6 +252,26 @@ func (r Repo) Complete(ctx context.Context, s *Scratch, tips []string) error {
 	slices.Sort(missing)
 	missing = slices.Compact(missing)
 	return fmt.Errorf("%w: missing or not readable: %s: %w", ErrIncomplete, strings.Join(missing, " "), err)
+}
+
+// objectsIn returns the object ids that git speaks of when it fails.
+func objectsIn(err error) []string {
+	var failed *proc.Error
+	if !errors.As(err, &failed) {
+		return nil
+	}
+	ids := oidInText.FindAllString(failed.Stderr, -1)
+	slices.Sort(ids)
+	ids = slices.Compact(ids)
+	return ids[:min(len(ids), maxNamed)]
+}
+
+// naming puts the object ids that git speaks of first: what else it says may be cut short in a message.
+func naming(err error) error {
+	if ids := objectsIn(err); len(ids) > 0 && proc.ExitCode(err) > 0 {
+		return fmt.Errorf("damaged or missing: %s: %w", strings.Join(ids, " "), err)
+	}
+	return err
 }
 
 // maxNamed bounds how many missing objects an error names.

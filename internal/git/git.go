@@ -48,9 +48,17 @@ func (r Repo) runWith(ctx context.Context, env []string, stdin io.Reader, stdout
 	cmd.Stdin, cmd.Stdout = stdin, stdout // none: the null device
 	stderr, err = proc.Run(cmd)
 	if err != nil {
-		return stderr, fmt.Errorf("git %s: %w", args[0], err)
+		return stderr, fmt.Errorf("git %s: %w", subcommand(args), err)
 	}
 	return stderr, nil
+}
+
+// subcommand returns the first argument that is neither -c nor what follows it.
+func subcommand(args []string) string {
+	for len(args) > 2 && args[0] == "-c" {
+		args = args[2:]
+	}
+	return args[0]
 }
 
 // ConfigEntry is one value of git's effective configuration. Key is in git's

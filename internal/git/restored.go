@@ -1,13 +1,17 @@
 package git
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"mirror-shell/internal/proc"
 )
@@ -99,4 +103,65 @@ func FileConfig(ctx context.Context, file string) ([]ConfigEntry, error) {
 		return nil, err
 	}
 	return parseConfig(out.buf.Bytes()), nil
+}
+
+// PackedObjects has git unpack every object that is in the packs below objects/pack of a directory, in
+// place of the repository's own objects, and calls each with its id, its type and its content, which
+// each need not read to its end. What git cannot unpack is an error. Ids are those that the indexes say: git compares
+// none with the content.
+func (r Repo) PackedObjects(ctx context.Context, objects string, each func(oid, kind string, size int64, content io.Reader) error) (count int, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out, in, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	// With the usual 64 KiB both sides wait for each other all the time. Refused, it is as it was.
+	unix.FcntlInt(in.Fd(), unix.F_SETPIPE_SZ, 1<<20)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := r.runWith(ctx, append([]string{"GIT_OBJECT_DIRECTORY=" + objects}, bareConfig...), nil, in,
+			"cat-file", "--batch", "--batch-all-objects", "--unordered", "--buffer")
+		in.Close() // the last writer: the reader is at its end now
+		ended <- err
+	}()
+	count, err = readBatch(out, each)
+	out.Close() // whoever still writes is ended by that
+	if failed := <-ended; failed != nil && (err == nil || errors.Is(err, io.ErrUnexpectedEOF)) {
+		err = failed // the cause
+	}
+	return count, err
+}
+
+// readBatch reads what git cat-file --batch prints: OID SP TYPE SP SIZE LF CONTENT LF.
+func readBatch(from io.Reader, each func(oid, kind string, size int64, content io.Reader) error) (count int, err error) {
+	in := bufio.NewReaderSize(from, 256<<10)
+	for ; ; count++ {
+		line, err := in.ReadSlice('\n')
+		if err == io.EOF && len(line) == 0 {
+			return count, nil
+		}
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return count, fmt.Errorf("git cat-file: %w", err)
+		}
+		oid, rest, _ := strings.Cut(string(line[:len(line)-1]), " ")
+		kind, digits, _ := strings.Cut(rest, " ")
+		size, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil || size < 0 {
+			return count, fmt.Errorf("%w: git cat-file says %q", ErrMissing, proc.OneLine(string(line), 200))
+		}
+		content := &io.LimitedReader{R: in, N: size + 1}
+		if err := each(oid, kind, size, io.LimitReader(content, size)); err != nil {
+			return count, err
+		}
+		if _, err := io.Copy(io.Discard, content); err != nil {
+			return count, fmt.Errorf("git cat-file: %w", err)
+		}
+		if content.N > 0 {
+			return count, fmt.Errorf("git cat-file: %w", io.ErrUnexpectedEOF)
+		}
+	}
 }

@@ -151,7 +151,7 @@ func (s *objectStore) close() {
 
 const (
 	// maxListings bounds how often an object directory is listed until it stands still.
-	maxListings = 8
+	maxListings = 6
 	// maxPacks is how many packs a manifest names before small ones are put together.
 	maxPacks = 50
 )
@@ -171,7 +171,7 @@ func readObjects(ctx context.Context, dir string, digits int, tips []string) (*o
 			}
 			s.close()
 		}
-		if !errors.Is(err, errMoved) {
+		if missing := (*missingTips)(nil); !errors.Is(err, errMoved) && !errors.As(err, &missing) {
 			return nil, err
 		}
 		last = err
@@ -313,8 +313,6 @@ type missingTips struct{ ids []string }
 func (e *missingTips) Error() string {
 	return fmt.Sprintf("%d objects that refs have as their values are missing: %s", len(e.ids), strings.Join(e.ids[:min(len(e.ids), 20)], " "))
 }
-
-func (e *missingTips) Is(target error) bool { return target == errMoved }
 
 // contain fails unless all of the tips are there, and forgets the loose objects that are in a pack too.
 func (s *objectStore) contain(tips []string) error {

@@ -133,7 +133,7 @@ func TestPruneTakesTwoRunsAndAGracePeriod(t *testing.T) {
 	if r := w.prune(keepOne); r.Deleted != (Amount{1, 3}) || w.has("old") || !w.has("both") || !w.has("new") {
 		t.Errorf("after it: %+v, %v", r, w.below("data/"))
 	}
-	gone, err := w.pruned(t.Context(), "ip1")
+	gone, err := w.removed(t.Context(), "ip1")
 	if err != nil || !gone[first.Sum] || len(gone) != 1 {
 		t.Errorf("what the latest snapshot follows is not known as removed: %v, %v", gone, err)
 	}
@@ -149,7 +149,7 @@ func TestPruneTakesTwoRunsAndAGracePeriod(t *testing.T) {
 	w.prune(keepOne)
 	w.pass(100 * 24 * time.Hour)
 	w.prune(keepOne)
-	if gone, _ = w.pruned(t.Context(), "ip1"); !gone[second.Sum] || len(gone) != 1 || len(w.below("marks/")) != 1 {
+	if gone, _ = w.removed(t.Context(), "ip1"); !gone[second.Sum] || !gone[first.Sum] || len(gone) != 2 || len(w.below("marks/")) != 1 {
 		t.Errorf("marks pile up: %v, %v", gone, w.below("marks/"))
 	}
 }
@@ -203,6 +203,22 @@ func TestPruneOldMarksForgetWhatCameBack(t *testing.T) {
 		if !w.has("K") {
 			t.Fatalf("locked %v: a snapshot lost what it needs", locked)
 		}
+	}
+}
+
+// The list of what was removed does not grow for ever, and forgets nothing that is followed.
+func TestPruneTrim(t *testing.T) {
+	p := &pruning{named: &inventory{follows: map[string]bool{fmt.Sprintf("%032x", 3): true}}}
+	p.gone = []Name{named(time.Unix(0, 0), 5, "")}
+	var m mark
+	said := map[string]bool{}
+	for i := range 3000 {
+		for range 2 {
+			m.remove(removed{fmt.Sprintf("%032x", i), time.Unix(int64(i), 0)}, said)
+		}
+	}
+	if p.trim(&m); len(m.Removed) != keepRemoved+2 || m.Removed[0].Time.Unix() != 2999 || m.Removed[keepRemoved].Time.Unix() != 5 || m.Removed[keepRemoved+1].Time.Unix() != 3 {
+		t.Errorf("%d: %v", len(m.Removed), m.Removed[max(0, len(m.Removed)-3):])
 	}
 }
 

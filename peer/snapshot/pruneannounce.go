@@ -82,15 +82,14 @@ func (p *pruning) plan() announcement {
 	for _, m := range merge {
 		a.retire = append(a.retire, m.key)
 		for _, r := range m.Removed {
-			if p.needed(r) {
-				a.mark.remove(r, said)
-			}
+			a.mark.remove(r, said)
 		}
 		live = live || slices.ContainsFunc(m.Candidates, func(key string) bool { _, there := p.data[key]; return there })
 	}
 	for _, n := range p.gone {
 		a.mark.remove(removed{n.Sum, n.Time}, said)
 	}
+	p.trim(&a.mark)
 	a.retire = slices.Concat(p.retired, a.retire)
 	slices.SortFunc(a.retire, func(x, y string) int { return strings.Compare(y, x) }) // countdowns: the oldest is the greatest
 	a.needed = len(a.mark.Removed) > 0 || live || len(merge) > 0 && len(p.retired) > 0
@@ -109,16 +108,24 @@ func (m *mark) remove(r removed, said map[string]bool) {
 	}
 }
 
-// needed reports whether anybody may still ask what became of a removed snapshot: one that follows it stays,
-// or it is there still.
-func (p *pruning) needed(r removed) bool {
-	return p.named.follows[r.Sum] || slices.ContainsFunc(p.gone, func(n Name) bool { return n.Sum == r.Sum })
+// keepRemoved is how many removed snapshots stay known for sure.
+const keepRemoved = 1000
+
+// trim takes those out of a mark that nobody is going to ask for: neither does a snapshot that stays follow them,
+// nor are they there still, nor among the newest, of which a server may remember that it made them.
+func (p *pruning) trim(m *mark) {
+	slices.SortStableFunc(m.Removed, func(a, b removed) int { return b.Time.Compare(a.Time) })
+	if len(m.Removed) <= keepRemoved {
+		return
+	}
+	rest := slices.DeleteFunc(m.Removed[keepRemoved:], func(r removed) bool {
+		return !p.named.follows[r.Sum] && !slices.ContainsFunc(p.gone, func(n Name) bool { return n.Sum == r.Sum })
+	})
+	m.Removed = m.Removed[:keepRemoved+len(rest)]
 }
 
 // settled reports whether a mark can stay as it is although it is old.
-func (p *pruning) settled(m mark) bool {
-	return len(m.Candidates) == 0 && !slices.ContainsFunc(m.Removed, func(r removed) bool { return !p.needed(r) })
-}
+func (p *pruning) settled(m mark) bool { return len(m.Candidates) == 0 && len(m.Removed) > 0 }
 
 // nominate writes a mark with the data that no snapshot names, now that those which the policy drops are gone.
 func (p *pruning) nominate(ctx context.Context) error {

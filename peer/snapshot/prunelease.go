@@ -25,7 +25,6 @@ const maxLease = 20 * time.Minute
 type lease struct {
 	v          *Vault
 	repository string
-	id         string
 	keys       []string  // of the blobs written
 	taken      time.Time // when the last one began to be written, by this machine's clock
 	now        time.Time // when the first one was written, by the store's clock

@@ -172,9 +172,9 @@ func (v *Vault) putMark(ctx context.Context, repository string, m *mark) error {
 	return nil
 }
 
-// pruned returns the Sums of snapshots that Prune removed, as far as a remaining snapshot may follow them:
+// removed returns the Sums of snapshots that Prune removed, as far as a remaining snapshot may follow them:
 // one that is neither there nor among these has vanished.
-func (v *Vault) pruned(ctx context.Context, repository string) (map[string]bool, error) {
+func (v *Vault) removed(ctx context.Context, repository string) (map[string]bool, error) {
 	marks, _, err := v.marks(ctx, repository)
 	if err != nil {
 		return nil, err

@@ -130,8 +130,8 @@ func (g gated) List(ctx context.Context, prefix, after string, limit int) iter.S
 
 const simRepository = "ip1"
 
-// take is a backup reduced to the rules that say what it may rely on.
-func take(a *actor) {
+// simTake is a backup reduced to the rules that say what it may rely on.
+func simTake(a *actor) {
 	v, s := a.vault, a.sim
 	a.sleep(simGrace / 3)
 	wanted := map[int]bool{}
@@ -252,7 +252,7 @@ func (s *simulation) publish(a *actor, m *Manifest) {
 	s.published[name.Key()] = keys
 }
 
-func prune(a *actor) {
+func simPrune(a *actor) {
 	s := a.sim
 	a.sleep(simGrace / 3)
 	policy := Policy{Last: s.rng.IntN(4), Daily: s.rng.IntN(5), Weekly: s.rng.IntN(2), DryRun: s.rng.IntN(20) == 0}
@@ -334,11 +334,11 @@ func simulate(t testing.TB, seed uint64, steps int) *simulation {
 		s.locksAll = s.rng.IntN(2) == 0
 	}
 	for i := range 6 {
-		a := &actor{sim: s, run: take}
+		a := &actor{sim: s, run: simTake}
 		skew := time.Duration(s.rng.Int64N(int64(simGrace/8))) - simGrace/16
 		a.vault = &Vault{Store: gated{s.store, a}, Server: fmt.Sprintf("server%d", i), Grace: simGrace, Retain: retain, Now: func() time.Time { return s.now.Add(skew) }}
 		if i%2 == 1 {
-			a.run, a.still = prune, 0.02
+			a.run, a.still = simPrune, 0.02
 		}
 		s.actors = append(s.actors, a)
 		a.start()
@@ -358,7 +358,7 @@ func simulate(t testing.TB, seed uint64, steps int) *simulation {
 // Nothing that a snapshot needs is ever deleted, and what none needs does not stay for ever.
 // PRUNE_SEEDS runs more of them.
 func TestPruneSimulation(t *testing.T) {
-	seeds := 12
+	seeds := 6
 	if n, err := strconv.Atoi(os.Getenv("PRUNE_SEEDS")); err == nil {
 		seeds = n
 	}

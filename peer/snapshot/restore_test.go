@@ -21,12 +21,18 @@ import (
 	"mirror-shell/internal/git"
 )
 
-// gitRun runs git in a directory and returns what it prints.
-func gitRun(t testing.TB, dir string, args ...string) string {
-	t.Helper()
+// gitCommand is git in a directory, with a clean config.
+func gitCommand(dir string, args ...string) *exec.Cmd {
 	cmd := exec.Command("git", append([]string{"-C", dir}, args...)...)
 	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1", "GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.org",
 		"GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.org", "LC_ALL=C")
+	return cmd
+}
+
+// gitRun runs git in a directory and returns what it prints.
+func gitRun(t testing.TB, dir string, args ...string) string {
+	t.Helper()
+	cmd := gitCommand(dir, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

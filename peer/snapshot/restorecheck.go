@@ -4,14 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"sync"
-
-	"mirror-shell/internal/git"
-	"mirror-shell/internal/proc"
 )
 
 // check refuses a build that is not a whole repository.
@@ -81,33 +75,4 @@ func (b *build) matchPack(name string, w *sought) error {
 	}
 	defer index.Close()
 	return matchPack(pack, index, hashOf(b.m.ObjectFormat), w)
-}
-
-// checkHistory has git read all objects and, at the same time, walk all that can be reached: neither
-// keeps two processors busy.
-func (b *build) checkHistory(ctx context.Context) error {
-	if len(b.m.Packs) == 0 { // and so no refs
-		return nil
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	repo := git.Repo{Dir: b.dir}
-	var walk error
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if walk = repo.Connected(ctx, b.m.tips()); errors.Is(walk, git.ErrMissing) {
-			walk = fmt.Errorf("%w: %w", ErrIncomplete, walk)
-		}
-	})
-	workers := min(len(b.m.Packs), runtime.NumCPU())
-	read := each(ctx, workers, b.m.Packs, func(ctx context.Context, p Pack) error {
-		pack := filepath.Join(b.dir, "objects", "pack", p.Name+".pack")
-		err := repo.VerifyPack(ctx, pack, max(runtime.NumCPU()/workers, 1))
-		if proc.ExitCode(err) > 0 {
-			return fmt.Errorf("%w: %s: %w", ErrIncomplete, p.Pack.Key, err)
-		}
-		return err
-	})
-	wg.Wait()
-	return errors.Join(read, walk)
 }

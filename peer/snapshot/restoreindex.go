@@ -125,6 +125,11 @@ func (r *indexReader) scan(count uint32, w *sought) error {
 	if n := binary.BigEndian.Uint32(fanout[1020:]); n != count {
 		return fmt.Errorf("it has %d objects, and the pack %d", n, count)
 	}
+	for i := 4; i < len(fanout); i += 4 {
+		if binary.BigEndian.Uint32(fanout[i:]) < binary.BigEndian.Uint32(fanout[i-4:]) {
+			return errors.New("its counts get smaller")
+		}
+	}
 	if err := r.names(count, before, fanout, w); err != nil {
 		return err
 	}

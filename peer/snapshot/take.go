@@ -86,6 +86,7 @@ type taking struct {
 	latest Name      // zero: there is none
 	base   *Manifest // of latest; nil: everything is taken anew
 	now    *capture
+	tips   []string  // of now
 	began  time.Time // before latest was looked up
 	put    *putter
 	raw    *objectStore // packs that are taken as they are
@@ -160,6 +161,7 @@ func (t *taking) run(ctx context.Context) (err error) {
 		}
 		return &sourceError{err}
 	}
+	t.tips = t.now.Manifest.tips()
 	known := t.memory.recall(t.latest.Sum)
 	same := t.latest.Digest == t.now.Digest && t.latest.State == t.now.State()
 	bad, err := t.isBad(ctx, &known, same)
@@ -240,7 +242,7 @@ func (t *taking) prepare(ctx context.Context, bad, unchecked bool) (err error) {
 	switch {
 	case bad:
 		t.note("the latest snapshot is not known to be whole: everything is taken anew")
-		if err := t.src.Repo.Complete(ctx, nil, t.now.tips()); err != nil {
+		if err := t.src.Repo.Complete(ctx, nil, t.tips); err != nil {
 			return t.walkError(ctx, err)
 		}
 	case t.latest.Sum != "":

@@ -45,11 +45,13 @@ func (t *taking) everything(ctx context.Context) ([]*localPack, error) {
 		return t.packAnew(ctx)
 	}
 	var err error
-	t.raw, err = readObjects(ctx, t.now.dir, t.now.digits, t.now.tips())
+	t.raw, err = readObjects(ctx, t.now.dir, t.now.digits, t.tips)
 	switch {
 	case errors.Is(err, errTooMany):
 		t.note("the repository has " + err.Error() + ", so it was packed anew: git gc makes backups faster")
 		return t.packAnew(ctx)
+	case errors.As(err, new(*missingTips)) && t.moved(ctx):
+		return nil, fmt.Errorf("%w: %w", errMoved, err)
 	case err != nil:
 		return nil, &sourceError{t.nameTips(err)}
 	}
@@ -90,7 +92,7 @@ func (t *taking) looseFailed(ctx context.Context, cause error) ([]*localPack, er
 // together.
 func (t *taking) fold() (packs, folded []*localPack) {
 	if len(t.raw.packs) <= maxPacks {
-		return t.raw.packs, nil
+		return slices.Clone(t.raw.packs), nil
 	}
 	sizes := make([]int64, len(t.raw.packs))
 	for i, p := range t.raw.packs {
@@ -128,7 +130,7 @@ func toMerge(sizes []int64, limit int) map[int]bool {
 
 // packAnew returns one pack of what the refs reach.
 func (t *taking) packAnew(ctx context.Context) ([]*localPack, error) {
-	packs, err := t.pack(ctx, idLines("", t.now.tips()), true)
+	packs, err := t.pack(ctx, idLines("", t.tips), true)
 	if err != nil {
 		return nil, t.gitFailed(ctx, err)
 	}
@@ -159,11 +161,17 @@ func (t *taking) gitFailed(ctx context.Context, err error) error {
 	if ctx.Err() != nil || proc.ExitCode(err) < 0 {
 		return err
 	}
-	var now capture
-	if readErr := now.readRefs(ctx, t.src.Repo); readErr == nil && !now.sameRefs(&t.now.Manifest) {
+	if t.moved(ctx) {
 		return fmt.Errorf("%w: %w", errMoved, err)
 	}
 	return &sourceError{t.nameTips(err)}
+}
+
+// moved reports whether refs are other than they were when the attempt began.
+func (t *taking) moved(ctx context.Context) bool {
+	var now capture
+	err := now.readRefs(ctx, t.src.Repo)
+	return err == nil && !now.sameRefs(&t.now.Manifest)
 }
 
 func (t *taking) walkError(ctx context.Context, err error) error {
@@ -176,7 +184,7 @@ func (t *taking) walkError(ctx context.Context, err error) error {
 // update returns a pack of what the repository has and the base has not.
 func (t *taking) update(ctx context.Context) ([]*localPack, error) {
 	base := set(t.base.tips())
-	want := slices.DeleteFunc(t.now.tips(), func(id string) bool { return base[id] })
+	want := slices.DeleteFunc(slices.Clone(t.tips), func(id string) bool { return base[id] })
 	if len(want) == 0 {
 		t.walked = true
 		return nil, nil
@@ -203,7 +211,7 @@ const fewTips = 2000
 // known returns objects that the base reaches, so that nothing behind them has to be packed again. Any choice is
 // right, and the nearer they are to what is wanted the less is packed. What was pruned here since is left out.
 func (t *taking) known(ctx context.Context, want []string, base map[string]bool) ([]string, error) {
-	now := set(t.now.tips())
+	now := set(t.tips)
 	var here, moved []string
 	for id := range base {
 		if now[id] {
@@ -220,24 +228,24 @@ func (t *taking) known(ctx context.Context, want []string, base map[string]bool)
 	if all := append(here, moved...); len(all) <= fewTips || len(moved) > fewTips {
 		return all, nil
 	}
-	// Most are far from what is new. Those which lie between it and the places where refs moved are near.
-	near := moved
+	// Most are far from what is new. Near are those that history comes to first.
+	near, all, err := t.src.Repo.Nearest(ctx, want, func(id string) bool { return base[id] }, fewTips)
+	if err != nil || all {
+		return near, err
+	}
+	// Something stands on old history, between the base's tips. It is found from the places where refs moved.
+	near = append(near, moved...)
 	if id := t.base.Refs[t.now.Head]; now[id] {
 		near = append(near, id)
 	}
-	commits, all, err := t.src.Repo.Adds(ctx, want, near, fewTips)
+	_, edge, all, err := t.src.Repo.Adds(ctx, want, near, fewTips)
 	if err != nil {
 		return nil, err
 	}
 	if !all {
 		return append(here, moved...), nil
 	}
-	for _, id := range commits {
-		if base[id] {
-			near = append(near, id)
-		}
-	}
-	return near, nil
+	return append(near, edge...), nil
 }
 
 // maxPacksRetained takes the place of maxPacks where nothing that is merged could be deleted.
@@ -300,7 +308,7 @@ func (t *taking) merge(ctx context.Context, small []Pack, fresh []*localPack) ([
 		gone += n
 	}
 	if gone > 0 {
-		if err := t.src.Repo.Complete(ctx, nil, t.now.tips()); err != nil {
+		if err := t.src.Repo.Complete(ctx, nil, t.tips); err != nil {
 			return nil, err
 		}
 	}

@@ -272,6 +272,10 @@ func (t *taking) lost(key string) error {
 // stillThere looks whether what the manifest relies on was deleted while the backup lasted: a prune
 // spares only for so long what no manifest names.
 func (t *taking) stillThere(ctx context.Context, m *Manifest) error {
+	doomed, err := t.v.doomed(ctx, m.Repository) // before it is listed what is there: see "Pruning" in the package comment
+	if err != nil {
+		return err
+	}
 	sizes := map[string]int64{}
 	for info, err := range t.v.Store.List(ctx, dataOf(m.Repository), "", 0) {
 		if err != nil {
@@ -281,7 +285,7 @@ func (t *taking) stillThere(ctx context.Context, m *Manifest) error {
 	}
 	for _, o := range m.Objects() {
 		size, _ := o.Stored()
-		if have, ok := sizes[o.Key]; !ok || have != size {
+		if have, ok := sizes[o.Key]; !ok || have != size || doomed[o.Key] {
 			return t.lost(o.Key)
 		}
 	}
@@ -314,7 +318,7 @@ func (t *taking) check(ctx context.Context, fresh []*localPack) error {
 	if t.base != nil {
 		place = nil
 	}
-	err := t.src.Repo.Complete(ctx, place, t.now.tips())
+	err := t.src.Repo.Complete(ctx, place, t.tips)
 	if !errors.Is(err, git.ErrIncomplete) {
 		return err
 	}

@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -285,7 +284,9 @@ func (ver *verification) blame(ctx context.Context) error {
 // chain finds snapshots that are no longer there although nobody says that he removed them.
 func (ver *verification) chain(ctx context.Context, repository string) error {
 	removed, err := ver.v.removed(ctx, repository)
-	if err != nil {
+	if errors.Is(err, ErrDamaged) {
+		ver.fault(marksOf(repository), err.Error())
+	} else if err != nil {
 		return err
 	}
 	for _, name := range ver.gone {
@@ -303,34 +304,4 @@ func (ver *verification) chain(ctx context.Context, repository string) error {
 		ver.fault(snapshotsOf(repository), fmt.Sprintf("the newest snapshot that this server made was removed, and not by prune: that with the sum %s", ver.o.Expect))
 	}
 	return nil
-}
-
-// removed returns the sums of the snapshots that prune says it has removed.
-func (v *Vault) removed(ctx context.Context, repository string) (map[string]bool, error) {
-	removed := map[string]bool{}
-	for info, err := range v.Store.List(ctx, marksOf(repository), "", 0) {
-		if err != nil {
-			return nil, fmt.Errorf("list marks: %w", err)
-		}
-		data, err := v.readSmall(ctx, info.Key, maxManifest)
-		if errors.Is(err, fs.ErrNotExist) { // a mark ends when its work is done
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		var mark struct {
-			Removed []struct {
-				Sum string `json:"sum"`
-			} `json:"removed"`
-		}
-		if err := json.Unmarshal(data, &mark); err != nil {
-			v.log().Warn("a mark in the vault cannot be read", "key", info.Key, "error", err)
-			continue
-		}
-		for _, r := range mark.Removed {
-			removed[r.Sum] = true
-		}
-	}
-	return removed, nil
 }

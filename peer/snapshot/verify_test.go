@@ -188,8 +188,8 @@ func expectFault(t *testing.T, v *Vault, what, key string, users []Name) {
 	}
 }
 
-// memoryDir is a directory where fsync costs nothing, when the machine has one.
-func memoryDir(t testing.TB) string {
+// ramDir is a directory where fsync costs nothing, when the machine has one.
+func ramDir(t testing.TB) string {
 	dir, err := os.MkdirTemp("/dev/shm", "mirror-shell-test-*")
 	if err != nil {
 		return t.TempDir()
@@ -204,7 +204,7 @@ func expectNoWrongRestore(t *testing.T, v *Vault, what, key string, users, all [
 		if what != "removed" && !slices.Contains(users, name) {
 			continue
 		}
-		base := memoryDir(t)
+		base := ramDir(t)
 		_, err := v.Restore(t.Context(), name, base+"/ip1.git", RestoreOptions{Check: Checksums})
 		left := names(t, base)
 		if slices.Contains(users, name) {

@@ -87,7 +87,7 @@ func parseTime(text string, now time.Time, loc *time.Location) (time.Time, error
 			}
 			continue
 		}
-		if !l.zone && skipped(t, text) {
+		if !l.zone && skipped(t, l.layout, text) {
 			return time.Time{}, fmt.Errorf("clocks were put forward over it in %s: it did not exist", loc)
 		}
 		if l.open != nil && !strings.Contains(text, ".") {
@@ -114,9 +114,12 @@ func rangeOf(err error) string {
 	return ""
 }
 
-// skipped reports whether a text's time is in the hour that a clock skips when it is put forward: it was
+// skipped reports whether a time, read from a text, is in the hour that a clock skips when it is put forward: it was
 // read as another one.
-func skipped(t time.Time, text string) bool { return t.Format("15:04") != text[11:16] }
+func skipped(t time.Time, layout, text string) bool {
+	said, err := time.Parse(layout, text)
+	return err != nil || said.Format(time.DateTime) != t.Format(time.DateTime)
+}
 
 func parseAgo(text string, now time.Time, loc *time.Location) (time.Time, error) {
 	bad := fmt.Errorf("write a number and seconds, minutes, hours, days, weeks, months or years, such as \"3 days ago\" or \"2h ago\"")

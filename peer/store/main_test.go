@@ -7,8 +7,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"mirror-shell/peer/store"
@@ -31,6 +33,13 @@ func writer(url string) int {
 	if err != nil {
 		fmt.Println(err)
 		return 1
+	}
+	if os.Getenv("FULL") != "" { // no file may grow beyond 1 MiB
+		signal.Ignore(syscall.SIGXFSZ)
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 1 << 20, Max: 1 << 20}); err != nil {
+			fmt.Println(err)
+			return 1
+		}
 	}
 	fmt.Println("ready")
 	os.Stdin.Read(make([]byte, 1))
@@ -85,11 +94,12 @@ func (l *lines) await(word string) {
 	}
 }
 
-func startWriter(t *testing.T, env ...string) *child {
+func startWriter(t *testing.T, prefix []string, env ...string) *child {
 	t.Helper()
 	out := &lines{}
 	out.cond = sync.NewCond(&out.mu)
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	argv := append(prefix, os.Args[0])
+	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = out, out
 	stdin, err := cmd.StdinPipe()
@@ -114,7 +124,7 @@ func TestProcesses(t *testing.T) {
 			s := open(t, o)
 			var children []*child
 			for range 5 {
-				c := startWriter(t, writerEnv+"="+o.URL, "CREDENTIALS="+o.CredentialsFile)
+				c := startWriter(t, nil, writerEnv+"="+o.URL, "CREDENTIALS="+o.CredentialsFile)
 				c.out.await("ready")
 				children = append(children, c)
 			}
@@ -154,7 +164,7 @@ func TestKilledWriter(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := open(t, o)
-			c := startWriter(t, writerEnv+"="+o.URL, "CREDENTIALS="+o.CredentialsFile, "HANG=1")
+			c := startWriter(t, nil, writerEnv+"="+o.URL, "CREDENTIALS="+o.CredentialsFile, "HANG=1")
 			c.stdin.Close()
 			c.out.await("hangs")
 			c.cmd.Process.Kill()
@@ -164,6 +174,52 @@ func TestKilledWriter(t *testing.T) {
 			}
 			if err := s.Put(t.Context(), "one/key", storetest.Bytes([]byte("x"))); err != nil {
 				t.Error(err)
+			}
+		})
+	}
+}
+
+// A disk that is full or broken fails the Put, and leaves nothing behind.
+func TestDirectoryDiskFaults(t *testing.T) {
+	t.Parallel()
+	inject := func(fault string) []string {
+		call, _, _ := strings.Cut(fault, ":")
+		return []string{"strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + call, "-e", "inject=" + fault}
+	}
+	for name, c := range map[string]struct {
+		prefix []string
+		env    string
+		want   string
+	}{
+		"full":              {nil, "FULL=1", "file too large"},
+		"fsync":             {inject("fsync:error=EIO"), "", "input/output error"},
+		"link":              {inject("linkat:error=EIO"), "", "input/output error"},
+		"link, full":        {inject("linkat:error=ENOSPC"), "", "no space left"},
+		"no links":          {inject("linkat:error=EPERM"), "", "won"},
+		"neither of both":   {inject("linkat,renameat2:error=EPERM"), "", store.ErrDenied.Error()},
+		"read only":         {inject("mkdirat:error=EROFS"), "", store.ErrDenied.Error()},
+		"not our directory": {inject("mkdirat:error=EACCES"), "", store.ErrDenied.Error()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if len(c.prefix) > 0 {
+				if _, err := exec.LookPath(c.prefix[0]); err != nil {
+					t.Skip("strace is not here")
+				}
+			}
+			dir := t.TempDir()
+			w := startWriter(t, c.prefix, writerEnv+"="+dir, c.env)
+			w.stdin.Close()
+			w.cmd.Wait()
+			if text := w.out.text.String(); !strings.Contains(text, c.want) {
+				t.Errorf("%s", text)
+			}
+			if entries, _ := os.ReadDir(dir + "/.tmp"); len(entries) > 0 {
+				t.Errorf("left: %v", entries)
+			}
+			keys, err := storetest.Keys(t.Context(), open(t, store.Options{URL: dir}), "", "", 0)
+			if want := c.want == "won"; err != nil || want != (len(keys) == 1) {
+				t.Errorf("%q, %v are there", keys, err)
 			}
 		})
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"sync"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
@@ -45,6 +46,7 @@ type s3Store struct {
 	log            *slog.Logger
 	lockMode       string
 	memory         *semaphore.Weighted // for what is being sent, in bytes
+	buffers        sync.Pool           // of *[partSize]byte
 }
 
 // sendMemory is how much content of uploads one store holds in memory, in bytes,

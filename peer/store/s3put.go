@@ -81,16 +81,35 @@ func (u *upload) lock() (types.ObjectLockMode, *time.Time) {
 
 // read fills memory with the next n bytes. What it returns gives the memory back.
 func (u *upload) read(ctx context.Context, n int64) (buf []byte, release func(), err error) {
-	if err := u.s.memory.Acquire(ctx, n); err != nil {
+	buf, release, err = u.s.buffer(ctx, n)
+	if err != nil {
 		return nil, nil, err
 	}
-	release = func() { u.s.memory.Release(n) }
-	buf = make([]byte, n)
 	if _, err := io.ReadFull(u.content, buf); err != nil {
 		release()
 		return nil, nil, err
 	}
 	return buf, release, nil
+}
+
+// buffer waits for n bytes of the memory for uploads. Large buffers are used again: the garbage
+// of so many would be several times what is in use.
+func (s *s3Store) buffer(ctx context.Context, n int64) (buf []byte, release func(), err error) {
+	if n <= 1<<20 || n > partSize {
+		err = s.memory.Acquire(ctx, n)
+		return make([]byte, n), func() { s.memory.Release(n) }, err
+	}
+	if err := s.memory.Acquire(ctx, partSize); err != nil {
+		return nil, nil, err
+	}
+	whole, _ := s.buffers.Get().(*[partSize]byte)
+	if whole == nil {
+		whole = new([partSize]byte)
+	}
+	return whole[:n], func() {
+		s.buffers.Put(whole)
+		s.memory.Release(partSize)
+	}, nil
 }
 
 // finished fails unless the content has ended where it should.

@@ -51,8 +51,10 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	w := &watch{after: t.stall, fire: func() { cancel(fmt.Errorf("%w (%v)", errStalled, t.stall)) }}
 	out, blob := req.WithContext(ctx), movesBlob(req)
 	out.GetBody = nil // an attempt that we do not see is not counted
+	var body *sending
 	if req.Body != nil && req.Body != http.NoBody {
-		out.Body = &sending{ReadCloser: req.Body, t: t, ctx: ctx, watch: w, blob: blob}
+		body = &sending{ReadCloser: req.Body, t: t, ctx: ctx, watch: w, blob: blob, closed: make(chan struct{})}
+		out.Body = body
 	}
 	w.start()
 	resp, err := t.base.RoundTrip(out)
@@ -60,10 +62,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		err = stallOf(ctx, err)
 		cancel(nil)
+		body.wait()
 		return nil, err
 	}
 	blob = blob && req.Method == http.MethodGet && resp.StatusCode < 300
-	resp.Body = &receiving{ReadCloser: resp.Body, t: t, ctx: ctx, cancel: cancel, watch: w, blob: blob}
+	resp.Body = &receiving{ReadCloser: resp.Body, t: t, ctx: ctx, cancel: cancel, watch: w, blob: blob, body: body}
 	return resp, nil
 }
 
@@ -92,6 +95,22 @@ type sending struct {
 	ctx   context.Context
 	watch *watch
 	blob  bool
+
+	once   sync.Once
+	closed chan struct{}
+}
+
+// wait returns when the connection has let go of the body. An answer, or an error, may come
+// before that, and what is in the body may be overwritten after it.
+func (b *sending) wait() {
+	if b != nil {
+		<-b.closed
+	}
+}
+
+func (b *sending) Close() error {
+	defer b.once.Do(func() { close(b.closed) })
+	return b.ReadCloser.Close()
 }
 
 func (b *sending) Read(p []byte) (int, error) {
@@ -116,6 +135,7 @@ type receiving struct {
 	cancel context.CancelCauseFunc
 	watch  *watch
 	blob   bool
+	body   *sending // of the request; may be nil
 }
 
 func (b *receiving) Read(p []byte) (int, error) {
@@ -138,6 +158,7 @@ func (b *receiving) Close() error {
 	err := b.ReadCloser.Close()
 	b.watch.stop()
 	b.cancel(nil)
+	b.body.wait()
 	return err
 }
 
