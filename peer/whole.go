@@ -191,8 +191,10 @@ func (r *syncRun) tellOp(ctx context.Context, op repos.Op) error {
 	return nil
 }
 
-// KnownMeta returns the hash of the metadata that a copy is known to have; the
-// directory is the repository's.
-func KnownMeta(repoDir, name string) string { return meta.Known(repoDir, name).Hash }
+// NewMeta reports whether a copy is to be told of the metadata with that hash; the
+// directory is the repository's. A backup has files of its own way.
+func (p *Peers) NewMeta(repoDir, name, hash string) bool {
+	return p.Kind(name) != KindBackup && meta.Known(repoDir, name).Hash != hash
+}
 
 func printable(s string) string { return proc.OneLine(s, 120) }

@@ -247,7 +247,7 @@ func (r *syncRun) judge(ctx context.Context, copies []replica, standings map[str
 			different = append(different, c)
 		case r.remember(ctx, c, s) != nil: // its push will say what is wrong
 			different = append(different, c)
-		case headDiffers(c, s) || c.state.Meta != peer.KnownMeta(c.state.Dir, c.Peer):
+		case headDiffers(c, s) || r.peers.NewMeta(c.state.Dir, c.Peer, c.state.Meta):
 			different = append(different, c)
 		default:
 			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest})

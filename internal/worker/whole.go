@@ -37,6 +37,8 @@ func (c *command) owned(ctx context.Context, what, name string, here bool) (cfg 
 			peers = append(peers, row.Peer) // pushed to by its name
 		}
 	}
+	// A backup keeps what it has, above all of what is deleted.
+	peers = slices.DeleteFunc(peers, func(p string) bool { return c.server.Peers[p].Kind == "backup" })
 	return cfg, peers, err
 }
 
