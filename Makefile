@@ -13,12 +13,19 @@ SEED ?= 1
 PUSHES ?= 1000
 FAULTS ?= 300
 DATABASE ?=
+# What --version says. Without a repository go build finds nothing either.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build test setup check gofmt vet staticcheck govulncheck bench fuzz faults clean
+.PHONY: build deb test setup check gofmt vet staticcheck govulncheck bench fuzz faults clean
 
 # Without cgo the programs are static and run on any Linux of the same kind.
 build:
-	CGO_ENABLED=0 go build -trimpath -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+	CGO_ENABLED=0 go build -trimpath -ldflags '-X mirror-shell/shell.Version=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+
+# bin/mirror-shell_VERSION_ARCH.deb: make deb, or make deb GOARCH=arm64. Who builds it
+# is its maintainer.
+deb:
+	contrib/packaging/build bin '$(VERSION)'
 
 # -race needs cgo. The closing lines of go test come last.
 test: setup check

@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
-	"slices"
 	"time"
 
-	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
 	"mirror-shell/mirrorcfg"
 )
@@ -23,9 +22,8 @@ const applyShown = "50"
 // applyMap applies the server's mirror map when it was just pushed, by a user or
 // by the master. Whatever goes wrong is told to who pushed: the push is stored.
 //
-// The map may change the very repository it stands in. Its old slaves have been
-// told of the push by now; new ones are, too, so that nobody has to push
-// once more for them.
+// The map may give new slaves to repositories, its own among them: apply queues
+// a push to these, so that nobody has to push once more for them.
 func (h *Hook) applyMap(ctx context.Context, server *mirrorcfg.Server, cfg *mirrorcfg.Repo) int {
 	if cfg.Name != server.Map.Repository {
 		return 0
@@ -33,31 +31,26 @@ func (h *Hook) applyMap(ctx context.Context, server *mirrorcfg.Server, cfg *mirr
 	ctx, cancel := context.WithTimeout(ctx, applyLimit)
 	defer cancel()
 	cmd := proc.Command(ctx, proc.Env(), filepath.Join(h.Programs, "mirror-shell"), "--config", server.File, "apply", "--from-repository", "--most", applyShown)
-	cmd.Stdout, cmd.Stderr = h.Stderr, h.Stderr
+	// On a slave it is a server that pushes: what is wrong has to be in the log, too.
+	var said proc.Tail
+	cmd.Stdout, cmd.Stderr = h.Stderr, io.MultiWriter(h.Stderr, &said)
 	if err := cmd.Run(); err != nil {
-		logError(server, "mirror map", err, "repository", cfg.Name, "peer", h.Peer)
-		fmt.Fprintf(h.Stderr, "mirror-shell: the push is stored, but its mirror map is not applied on %s, or not to all repositories: %v: "+
+		logError(server, "mirror map", err, "repository", cfg.Name, "peer", h.Peer, "said", said.String())
+		fmt.Fprintf(h.Stderr, "mirror-shell: the push is stored, but its mirror map is not applied on %s, or not all of it: %v: "+
 			"correct it and push again, or run there: mirror-shell apply --from-repository\n", server.Hostname, err)
 	}
-	now, err := mirrorcfg.LoadRepo(ctx, cfg.Name, git.Repo{Dir: h.Dir})
-	if err != nil {
-		return h.notQueued(server, cfg.Name, err)
-	}
-	if slices.Equal(pushedTo(server, cfg), pushedTo(server, now)) {
-		return 0
-	}
-	return h.queue(ctx, server, now)
+	return 0
 }
 
-// pushedTo are the peers that a user's push goes to from here.
-func pushedTo(server *mirrorcfg.Server, cfg *mirrorcfg.Repo) []string {
+// PushedTo are the peers that a user's push goes to from here.
+func PushedTo(server *mirrorcfg.Server, cfg *mirrorcfg.Repo) []string {
 	if cfg.Role(server.Hostname) != mirrorcfg.Master {
 		return nil
 	}
 	slaves, badSlaves := cfg.Expand(server.Hostname, mirrorcfg.SlavesKey)
 	synchronous, badSync := cfg.Expand(server.Hostname, mirrorcfg.SyncKey)
 	if errors.Join(badSlaves, badSync) != nil {
-		return nil // post-receive has said so
+		return nil // post-receive says so
 	}
 	return append(slaves, synchronous...)
 }

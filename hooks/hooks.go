@@ -69,6 +69,9 @@ func New() (*Hook, error) {
 			os.Setenv("HOME", u.HomeDir)
 		}
 	}
+	if started(os.Args[0]) {
+		leaveGitea()
+	}
 	return &Hook{
 		Path: os.Args[0], Dir: dir, Programs: filepath.Dir(self),
 		Peer: pushingPeer(), Stdin: os.Stdin, Stderr: os.Stderr, Exec: syscall.Exec,
@@ -258,11 +261,40 @@ func Enqueue(server *mirrorcfg.Server, programs string, event inbox.Event, stder
 	}
 	err = Wake(server, programs)
 	fmt.Fprintf(stderr, "(%s&) %s ==== (%s) ===> %s\n", id, server.Hostname, event.Repository, strings.Join(event.Peers, " "))
+	notWoken(server, err, stderr)
+	return id, nil
+}
+
+// EnqueueAll is Enqueue for many repositories, of which people are told of the
+// first most, and 0 is all. An event that cannot be written is part of the error, and stops no other one.
+func EnqueueAll(server *mirrorcfg.Server, programs string, events []inbox.Event, most int, stderr io.Writer) error {
+	var problems []error
+	queued := 0
+	for _, event := range events {
+		event.Time = time.Now()
+		id, err := inbox.New(server.StateDir).Put(event)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: not queued for %s: %w", event.Repository, strings.Join(event.Peers, " "), err))
+			continue
+		}
+		if queued++; most == 0 || queued <= most {
+			fmt.Fprintf(stderr, "(%s&) %s ==== (%s) ===> %s\n", id, server.Hostname, event.Repository, strings.Join(event.Peers, " "))
+		}
+	}
+	if over := queued - most; most > 0 && over > 0 {
+		fmt.Fprintf(stderr, "and %d more repositories are queued\n", over)
+	}
+	if queued > 0 {
+		notWoken(server, Wake(server, programs), stderr)
+	}
+	return errors.Join(problems...)
+}
+
+func notWoken(server *mirrorcfg.Server, err error, stderr io.Writer) {
 	if err != nil {
 		fmt.Fprintf(stderr, "mirror-shell: queued, but no worker could be started: %v\n", err)
 		logError(server, "worker not started", err)
 	}
-	return id, nil
 }
 
 // Wake tells the running worker, or starts one that leaves when it is done. It
@@ -284,6 +316,9 @@ func Wake(server *mirrorcfg.Server, programs string) error {
 
 // next goes on with the administrator's own hook, if there is one.
 func (h *Hook) next(name string) int {
+	if started(h.Path) {
+		return 0 // Gitea's script runs what else there is
+	}
 	path := filepath.Join(filepath.Dir(h.Path), name+nextSuffix)
 	info, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"mirror-shell/internal/inbox"
+	"mirror-shell/mirrorcfg"
 )
 
 func TestPushToSlave(t *testing.T) {
@@ -361,5 +362,43 @@ func TestSynchronousPeersFail(t *testing.T) {
 	w.pushed(dir, out, err)
 	if !strings.Contains(out, "the push is queued, but cannot be waited for") || len(w.events()) != 1 {
 		t.Errorf("told\n%s, events %v", out, w.events())
+	}
+}
+
+// Of many repositories that are queued at once, people are told of some.
+func TestEnqueueAll(t *testing.T) {
+	w := newWorld(t)
+	server, err := mirrorcfg.Load(w.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.StateDir = t.TempDir()
+	events := []inbox.Event{
+		{Repository: "a", Peers: []string{"sam"}, Origin: inbox.OriginList},
+		{Repository: "to nobody", Origin: inbox.OriginList},
+		{Repository: "b", Peers: []string{"sam", "gollum"}, Origin: inbox.OriginList},
+		{Repository: "c", Peers: []string{"sam"}, Origin: inbox.OriginList},
+	}
+	var told strings.Builder
+	if err := EnqueueAll(server, t.TempDir(), events, 2, &told); err == nil || !strings.Contains(err.Error(), "to nobody: not queued") {
+		t.Errorf("an event that cannot be written: %v", err)
+	}
+	for _, want := range []string{"&) frodo ==== (a) ===> sam\n", "and 1 more repositories are queued\n", "mirror-shell: queued, but no worker could be started"} {
+		if !strings.Contains(told.String(), want) {
+			t.Errorf("not told %q:\n%s", want, told.String())
+		}
+	}
+	if strings.Contains(told.String(), "(c)") {
+		t.Errorf("told of too many:\n%s", told.String())
+	}
+	files, err := os.ReadDir(filepath.Join(server.StateDir, "inbox"))
+	n := 0
+	for _, f := range files {
+		if !f.IsDir() {
+			n++
+		}
+	}
+	if err != nil || n != 3 {
+		t.Errorf("%d files in the inbox, %v", n, err)
 	}
 }

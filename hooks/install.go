@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"mirror-shell/internal/git"
 )
@@ -20,7 +21,8 @@ const nextSuffix = ".next"
 
 // Install makes both hooks of the repository links to our programs, and returns
 // what it changed, one line each; nothing when all is in place. A hook that is
-// there already is renamed to HOOK.next and goes on running after ours.
+// there already is renamed to HOOK.next and goes on running after ours. In a
+// repository of Gitea's ours are put beside Gitea's, which stay what they are.
 func Install(ctx context.Context, repo git.Repo, programs string) ([]string, error) {
 	dir, err := repo.HooksDir(ctx)
 	if err != nil {
@@ -41,8 +43,12 @@ func InstallInto(dir, programs string) ([]string, error) {
 		if _, err := os.Stat(program); err != nil {
 			return changes, fmt.Errorf("program for hook: %w", err)
 		}
-		done, err := installOne(filepath.Join(dir, name), program)
+		done, err := installOne(place(dir, name), program, filepath.Join(dir, name+".mirror-shell-new"))
 		changes = append(changes, done...)
+		if err == nil && byGitea(dir, name) {
+			done, err = giveBack(dir, name)
+			changes = append(changes, done...)
+		}
 		if err != nil {
 			return changes, err
 		}
@@ -50,7 +56,9 @@ func InstallInto(dir, programs string) ([]string, error) {
 	return changes, nil
 }
 
-func installOne(hook, program string) ([]string, error) {
+// installOne puts one hook in its place. temp is the name that it has before, and stands
+// in no directory of which all programs are run.
+func installOne(hook, program, temp string) ([]string, error) {
 	target, err := os.Readlink(hook)
 	if err == nil && (target == program || leadsTo(hook, program)) {
 		return nil, nil
@@ -66,7 +74,6 @@ func installOne(hook, program string) ([]string, error) {
 	}
 	// A link is put in place by renaming: between removal and creation a push
 	// would pass unseen.
-	temp := hook + ".mirror-shell-new"
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return changes, err
 	}
@@ -122,7 +129,11 @@ func Installed(ctx context.Context, repo git.Repo) (bool, error) {
 // InstalledIn reports the same of a directory of hooks.
 func InstalledIn(dir string) bool {
 	for _, name := range Names {
-		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode()&0o111 == 0 || !isOurs(filepath.Join(dir, name)) {
+		hook := place(dir, name)
+		if info, err := os.Stat(hook); err != nil || info.Mode()&0o111 == 0 || !isOurs(hook) {
+			return false
+		}
+		if byGitea(dir, name) && !delegates(dir, name) {
 			return false
 		}
 	}
@@ -142,5 +153,9 @@ func isOurs(hook string) bool {
 		return false
 	}
 	_, err = os.Stat(hook)
-	return errors.Is(err, fs.ErrNotExist) && filepath.Base(target) == filepath.Base(hook) && filepath.IsAbs(target)
+	named := filepath.Base(hook)
+	if started(hook) { // DIR/post-receive.d/mirror-shell
+		named = strings.TrimSuffix(filepath.Base(filepath.Dir(hook)), hookDir)
+	}
+	return errors.Is(err, fs.ErrNotExist) && filepath.Base(target) == named && filepath.IsAbs(target)
 }

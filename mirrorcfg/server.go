@@ -21,16 +21,18 @@ type Server struct {
 	RepoBase string `toml:"repo_base"`
 	StateDir string `toml:"state_dir"`
 
-	Users  Users                 `toml:"users"`
-	Accept Accept                `toml:"accept"`
-	Map    MapConfig             `toml:"map"`
-	Queue  Queue                 `toml:"queue"`
-	Worker Worker                `toml:"worker"`
-	Guard  Guard                 `toml:"guard"`
-	Notify Notify                `toml:"notify"`
-	SSH    Listen                `toml:"ssh"`
-	HTTP   Listen                `toml:"http"`
-	Peers  map[string]PeerConfig `toml:"peer"`
+	Users   Users                 `toml:"users"`
+	Receive Receive               `toml:"receive"`
+	Log     Log                   `toml:"log"`
+	Accept  Accept                `toml:"accept"`
+	Map     MapConfig             `toml:"map"`
+	Queue   Queue                 `toml:"queue"`
+	Worker  Worker                `toml:"worker"`
+	Guard   Guard                 `toml:"guard"`
+	Notify  Notify                `toml:"notify"`
+	SSH     Listen                `toml:"ssh"`
+	HTTP    Listen                `toml:"http"`
+	Peers   map[string]PeerConfig `toml:"peer"`
 
 	Gitolite Gitolite `toml:"gitolite"`
 }
@@ -58,6 +60,13 @@ type Accept struct {
 	Created []string `toml:"created"`
 }
 
+// Receive says what is demanded of a push that arrives here.
+type Receive struct {
+	// FsckObjects is git's receive.fsckObjects for every push through a session
+	// of ours; nil leaves it to the git config.
+	FsckObjects *bool `toml:"fsck_objects"`
+}
+
 // MapConfig says which repository has the mirror map of this server. It is the server's
 // own administrator who says so, and no key of a repository's git config: a push, or
 // a front end that writes such keys for people with fewer rights, could make
@@ -65,6 +74,7 @@ type Accept struct {
 type MapConfig struct {
 	Repository string `toml:"repository"` // "": none, maps are applied by hand
 	File       string `toml:"file"`       // its path in HEAD's tree
+	Keys       string `toml:"keys"`       // a directory there with users' key files; "": none
 }
 
 // Queue says where the jobs table is: "" for SQLite in the state directory.
@@ -145,6 +155,11 @@ func Locate(flag string) (string, error) {
 	if flag != "" {
 		return filepath.Abs(flag)
 	}
+	return DefaultFile()
+}
+
+// DefaultFile returns the configuration file that is used where nobody names one.
+func DefaultFile() (string, error) {
 	candidates := []string{"/etc/mirror-shell/config.toml"}
 	if home, err := os.UserHomeDir(); err == nil {
 		candidates = append([]string{filepath.Join(home, ".config/mirror-shell/config.toml")}, candidates...)
@@ -183,6 +198,7 @@ func Parse(file, text string) (*Server, error) {
 		Worker:   Worker{Jobs: 8, JobsPerPeer: 4, StallTimeout: Duration(time.Minute), RetryMax: Duration(15 * time.Minute)},
 		Guard:    Guard{MaxDeletePercent: 50},
 		Notify:   Notify{Lag: Duration(time.Hour)},
+		Log:      Log{Audit: true, Target: LogFile},
 		Accept:   Accept{CreatePerDay: 1000},
 	}
 	md, err := toml.Decode(text, s)
@@ -208,7 +224,8 @@ func (s *Server) knownKeys(key toml.Key) string {
 		return s.peerKeys(key[1])
 	}
 	tables := map[string]string{
-		"users": "authorize, exec", "accept": "create, delete, config, create_per_day, created", "map": "repository, file", "queue": "url",
+		"users": "authorize, exec", "receive": "fsck_objects", "log": "audit, target, file",
+		"accept": "create, delete, config, create_per_day, created", "map": "repository, file, keys", "queue": "url",
 		"worker": "jobs, jobs_per_peer, stall_timeout, retry_max",
 		"notify": "command, webhook, webhook_token_file, lag",
 		"guard":  "max_delete_percent, keep_rescued, keep_trash", "ssh": "listen", "http": "listen",
@@ -217,7 +234,7 @@ func (s *Server) knownKeys(key toml.Key) string {
 	if keys, ok := tables[key[0]]; ok && len(key) > 1 {
 		return keys
 	}
-	return "hostname, repo_base, state_dir, and the tables users, accept, map, queue, worker, guard, notify, ssh, http, gitolite, peer"
+	return "hostname, repo_base, state_dir, and the tables users, receive, log, accept, map, queue, worker, guard, notify, ssh, http, gitolite, peer"
 }
 
 // check makes paths absolute and refuses impossible values.
@@ -238,7 +255,7 @@ func (s *Server) check() error {
 		}
 		*dir = abs
 	}
-	return errors.Join(s.checkGitolite(), s.checkCommands(), s.checkGlobs(), s.checkMap(), s.checkWorker(), s.checkURLs(), s.checkNotify(), s.checkPeers())
+	return errors.Join(s.checkGitolite(), s.checkCommands(), s.checkGlobs(), s.checkMap(), s.checkWorker(), s.checkURLs(), s.checkNotify(), s.checkLog(), s.checkPeers())
 }
 
 func (s *Server) checkCommands() error {
@@ -278,8 +295,8 @@ const defaultMapFile = "mirror.toml"
 func (s *Server) checkMap() error {
 	m := &s.Map
 	if m.Repository == "" {
-		if m.File != "" {
-			return errors.New("map.file is set, and map.repository is not: set both, or neither")
+		if m.File != "" || m.Keys != "" {
+			return errors.New("map.file or map.keys is set, and map.repository is not: say which repository has them")
 		}
 		return nil
 	}
@@ -293,6 +310,9 @@ func (s *Server) checkMap() error {
 	}
 	if !fs.ValidPath(m.File) || !strings.HasSuffix(m.File, ".toml") {
 		return fmt.Errorf("map.file = %q: write the path of a .toml file in the repository, such as %q", m.File, defaultMapFile)
+	}
+	if m.Keys != "" && (!fs.ValidPath(m.Keys) || m.Keys == ".") {
+		return fmt.Errorf("map.keys = %q: write the path of a directory in the repository, such as \"keys\"", m.Keys)
 	}
 	return nil
 }
@@ -421,15 +441,6 @@ func matchElements(glob, name []string) bool {
 		glob, name = glob[1:], name[1:]
 	}
 	return len(name) == 0
-}
-
-// OpenLog opens the log in the state directory that sessions, hooks and drain
-// append to. Each opens it anew, so that it can be rotated by renaming it.
-func (s *Server) OpenLog() (*os.File, error) {
-	if err := os.MkdirAll(s.StateDir, 0o700); err != nil {
-		return nil, err
-	}
-	return os.OpenFile(filepath.Join(s.StateDir, "mirror-shell.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 }
 
 // expandHome replaces a leading ~ and demands an absolute path.

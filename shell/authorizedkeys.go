@@ -3,7 +3,8 @@ package shell
 // authorized_keys: who may come in, and as whom.
 //
 // This file decides what changes; keyline.go knows the format of a line and
-// its mark, keyfile.go the public key files, keywrite.go the disk. Every line
+// its mark, keyfile.go the public key files, keywrite.go the disk, and
+// keysync.go keeps users' lines equal to a directory of key files. Every line
 // that is not the very one asked for keeps its bytes and its place: comments,
 // blank and malformed lines, other people's keys, CRLF.
 
@@ -33,6 +34,9 @@ type KeyEntry struct {
 	Type        string  `json:"type"`        // ssh-ed25519, …
 	Fingerprint string  `json:"fingerprint"` // SHA256:…, as ssh-keygen -l prints it
 	Line        int     `json:"line"`        // in authorized_keys, from 1
+	// Source is the path of the key file in the mirror map's repository, below its
+	// directory of keys; "" for a line that was added by hand.
+	Source string `json:"source,omitempty"`
 }
 
 // AuthorizedKeys edits and reads one authorized_keys file.
@@ -149,7 +153,7 @@ func findKeyLine(lines []keyLine, key ssh.PublicKey, now time.Time) (KeyEntry, b
 func addKeyLine(lines []keyLine, e KeyEntry, command []string, key ssh.PublicKey) ([]keyLine, int, error) {
 	ours := func(l keyLine) bool {
 		o, ok := l.entry()
-		return ok && o.Kind == e.Kind && o.File == e.File
+		return ok && o.Kind == e.Kind && o.File == e.File && o.Source == e.Source
 	}
 	if err := checkKeyMarks(lines, func(kind KeyKind, file string) bool { return kind == e.Kind && file == e.File }); err != nil {
 		return nil, 0, err
@@ -222,7 +226,9 @@ func checkKeyMarks(lines []keyLine, meant func(KeyKind, string) bool) error {
 
 // describeKeyLine names a line in a message.
 func describeKeyLine(l keyLine) string {
-	if e, ok := l.entry(); ok {
+	if e, ok := l.entry(); ok && e.Source != "" {
+		return fmt.Sprintf("%s %s, from %s in the mirror map's repository", e.Kind, e.Name, e.Source)
+	} else if ok {
 		return fmt.Sprintf("%s %s, from %s", e.Kind, e.Name, e.File)
 	}
 	if l.comment != "" {

@@ -108,7 +108,7 @@ func TestKeysAddToNothing(t *testing.T) {
 	k := newTestKeys(t)
 	key, line := newTestKey(t)
 	got := k.mustAdd(KeyPeer, "sam.pub", "# sam's\n\n"+line+" git@sam\r\n")
-	want := KeyEntry{KeyPeer, "sam", "sam.pub", "ssh-ed25519", ssh.FingerprintSHA256(key), 1}
+	want := KeyEntry{KeyPeer, "sam", "sam.pub", "ssh-ed25519", ssh.FingerprintSHA256(key), 1, ""}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -20,9 +20,6 @@ func sysExec(path string, argv, env []string) error { return syscall.Exec(path, 
 // Protocol is the version of what servers say to each other.
 const Protocol = 1
 
-// Version is this program's version, set by the linker.
-var Version = "dev"
-
 // InfoReply is what `info --json` prints: one line, one object.
 type InfoReply struct {
 	Hostname string `json:"hostname"`
@@ -47,7 +44,7 @@ func Greeting(to, from string) string { return fmt.Sprintf("Hello %s, I am %s.",
 
 // greet answers info.
 func (s *Session) greet(ctx context.Context, name string, user User, req Request) int {
-	reply := InfoReply{Hostname: s.Server.Hostname, Version: Version, Protocol: Protocol, Verbs: peerVerbs}
+	reply := InfoReply{Hostname: s.Server.Hostname, Version: ProgramVersion(), Protocol: Protocol, Verbs: peerVerbs}
 	status := 0
 	if user.name != "" {
 		reply.Verbs = []Verb{Info, ReceivePack, UploadPack, UploadArchive}

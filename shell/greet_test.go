@@ -20,7 +20,7 @@ func TestInfoForPeer(t *testing.T) {
 		}
 	}
 	r := s.session("info --json").peer(t, "sam")
-	want := `{"hostname":"frodo","version":"dev","protocol":1,"verbs":["info","git-receive-pack","git-upload-pack","request-push","USER=","mirror-meta","mirror-digest","mirror-push","mirror-known","mirror-rescued","mirror-create","mirror-delete","mirror-rename"]}` + "\n"
+	want := `{"hostname":"frodo","version":"` + ProgramVersion() + `","protocol":1,"verbs":["info","git-receive-pack","git-upload-pack","request-push","USER=","mirror-meta","mirror-digest","mirror-push","mirror-known","mirror-rescued","mirror-create","mirror-delete","mirror-rename"]}` + "\n"
 	if r.status != 0 || r.out.String() != want {
 		t.Errorf("exit status %d, stdout %s", r.status, r.out.String())
 	}
@@ -57,7 +57,7 @@ func TestInfoForUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	reply := InfoReply{
-		Hostname: "frodo", Version: "dev", Protocol: 1, Verbs: []Verb{Info, ReceivePack, UploadPack, UploadArchive},
+		Hostname: "frodo", Version: ProgramVersion(), Protocol: 1, Verbs: []Verb{Info, ReceivePack, UploadPack, UploadArchive},
 		Repositories: []Repository{{Name: "sams", Role: "slave", Master: "sam"}},
 	}
 	if diff := cmp.Diff(reply, got); diff != "" {

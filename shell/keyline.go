@@ -6,12 +6,18 @@ package shell
 //
 //	command="/usr/bin/mirror-shell peer sam",restrict ssh-ed25519 AAAA… mirror-shell:peer:sam.pub #
 //
-// The last word but the "#" is the mark: mirror-shell:KIND:FILE, where KIND is peer or user
+// The word after the key is the mark: mirror-shell:KIND:FILE, where KIND is peer or user
 // and FILE is the name of the key file it was added from. The mark is how the
 // line of one key file is found again, so it is compared whole: the line of
 // sam2.pub is never taken for that of sam.pub. A line is ours only when the mark
 // and the forced command name the same peer or user; a line that has the mark
 // and another command was changed by hand, and is left to that hand.
+//
+// A user's line that was not added by hand but from the mirror map's repository
+// has a second word in its comment, map:PATH, with the path of the key file below
+// the directory of keys there; its last element is FILE:
+//
+//	command="…",restrict ssh-ed25519 AAAA… mirror-shell:user:alice.pub map:laptops/alice.pub
 //
 // sshd is followed where it differs from what one would guess: inside a quoted
 // value only \" is an escape (a backslash before anything else stands for
@@ -24,6 +30,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -40,6 +47,9 @@ const keyMarkPrefix = "mirror-shell:"
 // keyMarkEnd follows the mark. gitolite 3 takes a first line of authorized_keys that ends
 // in .pub for the name of a file, and then fails at every change of its keys.
 const keyMarkEnd = " #"
+
+// keySourcePrefix opens the second word of a comment.
+const keySourcePrefix = "map:"
 
 // keyLine is one line of authorized_keys. text + end are its bytes, whatever
 // they are, so that joining all lines gives the file back.
@@ -240,6 +250,17 @@ func (l keyLine) mark() (KeyKind, string, bool) {
 	return KeyKind(kind), file, ok && ok2
 }
 
+// source gives the path that the comment's second word names, "" for none.
+func (l keyLine) source() string {
+	_, rest, _ := keyCutSpace(l.comment)
+	word, _, _ := keyCutSpace(rest)
+	source, _ := strings.CutPrefix(word, keySourcePrefix)
+	if source == word {
+		return ""
+	}
+	return source
+}
+
 // entry says whose line it is; false when it is not one of ours. Line is left 0.
 func (l keyLine) entry() (KeyEntry, bool) {
 	kind, file, ok := l.mark()
@@ -262,7 +283,11 @@ func (l keyLine) entry() (KeyEntry, bool) {
 	if err != nil || checkKeyType(key) != nil {
 		return KeyEntry{}, false
 	}
-	return KeyEntry{Kind: kind, Name: name, File: file, Type: l.typ, Fingerprint: ssh.FingerprintSHA256(key)}, true
+	source := l.source()
+	if source != "" && (kind != KeyUser || path.Base(source) != file) {
+		return KeyEntry{}, false
+	}
+	return KeyEntry{Kind: kind, Name: name, File: file, Source: source, Type: l.typ, Fingerprint: ssh.FingerprintSHA256(key)}, true
 }
 
 // admits tells whether the options let the key in at all, as far as they can be
@@ -316,7 +341,11 @@ func renderKeyLine(old keyLine, e KeyEntry, command []string, key ssh.PublicKey)
 	}
 	text := strings.Join(opts, ",") + " " +
 		strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))) + " " +
-		keyMarkPrefix + string(e.Kind) + ":" + e.File + keyMarkEnd
+		keyMarkPrefix + string(e.Kind) + ":" + e.File
+	if e.Source != "" {
+		text += " " + keySourcePrefix + e.Source
+	}
+	text += keyMarkEnd
 	l := parseKeyLine(text)
 	l.end = old.end
 	return l, nil

@@ -31,6 +31,10 @@ type Session struct {
 	Stdout      io.Writer
 	Stderr      io.Writer
 	Log         *slog.Logger
+	// Audit adds one line to the audit log. Where it is nil or fails, Log gets what
+	// the line would have said.
+	Audit func(line []byte) error
+	Key   string // fingerprint of the client's key, for the audit log; "": not known
 	// Exec runs a program as the rest of the session and returns its exit
 	// status. Under sshd it replaces this process and does not return.
 	Exec func(ctx context.Context, env []string, argv ...string) (int, error)
@@ -45,6 +49,7 @@ type Session struct {
 	InstallHooks func(context.Context, git.Repo) error
 
 	patience time.Duration // for the authorize command; 0: authorizeTimeout
+	trail    trail
 }
 
 // Push is a push of the master that was allowed.
@@ -55,8 +60,10 @@ type Push struct {
 }
 
 // ServePeer carries out the command of a peer and returns the exit status.
-func (s *Session) ServePeer(ctx context.Context, peer Peer) int {
+func (s *Session) ServePeer(ctx context.Context, peer Peer) (status int) {
 	who := "peer " + peer.name
+	s.trail.peer = peer.name
+	defer s.auditEnd(&status)
 	req, facts, repo, err := s.prepare(ctx)
 	if err != nil {
 		if req.Verb == UploadPack && req.Repo != "" { // the error would say that the repository exists
@@ -75,8 +82,10 @@ func (s *Session) ServePeer(ctx context.Context, peer Peer) int {
 }
 
 // ServeUser carries out the command of a user and returns the exit status.
-func (s *Session) ServeUser(ctx context.Context, user User) int {
+func (s *Session) ServeUser(ctx context.Context, user User) (status int) {
 	who := "user " + user.name
+	s.trail.user = user.name
+	defer s.auditEnd(&status)
 	req, facts, repo, err := s.prepare(ctx)
 	if err != nil {
 		if req.Repo != "" { // the error says that the repository exists
@@ -101,6 +110,7 @@ func (s *Session) ServeUser(ctx context.Context, user User) int {
 func (s *Session) prepare(ctx context.Context) (Request, Facts, git.Repo, error) {
 	facts := Facts{Hostname: s.Server.Hostname}
 	req, err := Parse(s.Command)
+	s.trail.request = req
 	if err != nil || req.Repo == "" {
 		return req, facts, git.Repo{}, err
 	}
@@ -127,12 +137,7 @@ func (h hidden) Unwrap() error { return h.cause }
 
 // refuse tells the client and the log, and returns exit status 1.
 func (s *Session) refuse(who string, reason error) int {
-	args := []any{"who", who, "from", s.From, "command", fmt.Sprintf("%.200q", s.Command), "reason", reason.Error()}
-	var h hidden
-	if errors.As(reason, &h) {
-		args = append(args, "cause", h.cause)
-	}
-	s.Log.Warn("refused", args...) // first: the client may be gone
+	s.auditRefused(who, reason) // first: the client may be gone
 	fmt.Fprintf(s.Stderr, "fatal: %s\n", proc.OneLine(reason.Error(), 400))
 	return 1
 }
@@ -147,7 +152,7 @@ func (s *Session) run(ctx context.Context, who string, d Decision, req Request, 
 	if d.Message != "" {
 		fmt.Fprintln(s.Stderr, d.Message)
 	}
-	s.Log.Info("accepted", "who", who, "from", s.From, "verb", string(req.Verb), "repository", req.Repo, "user", d.User.name)
+	s.auditAllowed(who, d)
 	switch d.Action {
 	case Greet:
 		return s.greet(ctx, name, d.User, req)
@@ -214,10 +219,14 @@ func (s *Session) runGit(ctx context.Context, who string, d Decision, req Reques
 		env = append(env, "GL_USER="+d.User.name)
 		if cmd := s.Server.Users.Exec; len(cmd) > 0 {
 			env = append(env, "SSH_ORIGINAL_COMMAND="+Request{Verb: verb, Repo: req.Repo}.Command())
+			env = append(env, settingsEnv(s.fsck())...)
 			return s.exec(ctx, who, proc.Env(env...), append(append([]string{}, cmd...), d.User.name)...)
 		}
 	}
 	argv := gitArgs(verb, repo.Dir, d.User.name == "")
+	if verb == ReceivePack {
+		argv = slices.Insert(argv, 1, s.fsck()...)
+	}
 	if verb == ReceivePack && d.User.name == "" {
 		settings, err := mirrorHooks(s.Server, cfg, repo)
 		if err != nil {
@@ -241,7 +250,7 @@ func (s *Session) told(who string, err error) int {
 
 // takePush takes a push of the master without showing refs first.
 func (s *Session) takePush(ctx context.Context, push Push, env []string) error {
-	taker := PushTaker{Config: push.Config, Repo: push.Repo, Host: s.Server.Hostname, Stderr: s.Stderr, Env: env}
+	taker := PushTaker{Config: push.Config, Repo: push.Repo, Host: s.Server.Hostname, Stderr: s.Stderr, Env: env, Settings: s.fsck()}
 	taker.Begin = func(ctx context.Context, commands []sendpack.Command) (settings []string, done func(), err error) {
 		if s.BeginPush != nil {
 			if settings, done, err = s.BeginPush(ctx, push, commands); err != nil || len(settings) > 0 {

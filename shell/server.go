@@ -26,6 +26,8 @@ type SSHServer struct {
 	Keys    AuthorizedKeys
 	Mirrord string
 	Log     *slog.Logger
+	// Audit is as in Session. What strangers do is told to it, too, not too often.
+	Audit func(line []byte) error
 	// InstallHooks is Session's.
 	InstallHooks func(context.Context, git.Repo) error
 
@@ -49,7 +51,7 @@ func (s *SSHServer) Serve(ctx context.Context, l net.Listener) error {
 	}
 	limits := s.bounds()
 	d := &door{Listener: l, limits: limits, conns: map[*doorConn]struct{}{}, refused: func(from net.Addr, reason string) {
-		s.strangers.log(s.Log, slog.LevelWarn, "ssh connection closed", "from", from, "reason", reason)
+		s.stranger(slog.LevelWarn, "ssh connection closed", from, reason)
 	}}
 	server := &gliderssh.Server{
 		HostSigners:            []gliderssh.Signer{hostKey},
@@ -68,7 +70,7 @@ func (s *SSHServer) Serve(ctx context.Context, l net.Listener) error {
 			sess.Exit(s.session(ctx, sess))
 		},
 		ConnectionFailedCallback: func(conn net.Conn, err error) {
-			s.strangers.log(s.Log, slog.LevelInfo, "ssh connection failed", "from", conn.RemoteAddr(), "error", proc.OneLine(err.Error(), 300))
+			s.stranger(slog.LevelInfo, "ssh connection failed", conn.RemoteAddr(), proc.OneLine(err.Error(), 300))
 		},
 	}
 	// The library's own Close is not enough: it forgets that it was called when
@@ -122,7 +124,7 @@ func (s *SSHServer) session(ctx context.Context, sess gliderssh.Session) int {
 	entry, err := s.identity(sess)
 	if err != nil {
 		fmt.Fprintf(sess.Stderr(), "fatal: %v\n", err)
-		s.Log.Error("ssh session without identity", "from", sess.RemoteAddr(), "error", err)
+		s.stranger(slog.LevelError, "ssh session without identity", sess.RemoteAddr(), err.Error())
 		return 1
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -131,6 +133,7 @@ func (s *SSHServer) session(ctx context.Context, sess gliderssh.Session) int {
 	session := &Session{
 		Server: s.Server, Mirrord: s.Mirrord, Command: sess.RawCommand(), From: sess.RemoteAddr().String(),
 		Stdin: sess, Stdout: sess, Stderr: sess.Stderr(), Log: s.Log, InstallHooks: s.InstallHooks,
+		Audit: s.Audit, Key: entry.Fingerprint,
 	}
 	session.Exec = func(ctx context.Context, env []string, argv ...string) (int, error) {
 		env = append(env, connection(sess)) // gitolite-shell works with no session that lacks it

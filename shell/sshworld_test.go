@@ -64,6 +64,9 @@ func newSSHWorld(t testing.TB, toml string, limit limits) *sshWorld {
 	}
 	w.addr = l.Addr().String()
 	server := &SSHServer{Server: s.Server, Keys: w.keys, Mirrord: "/nowhere/mirrord", Log: slog.New(slog.NewTextHandler(w.log, nil)), limits: limit}
+	if strings.Contains(toml, "audit = true") { // else the log has everything
+		server.Audit = s.AppendAudit
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(ctx, l) }()

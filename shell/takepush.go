@@ -33,6 +33,8 @@ type PushTaker struct {
 	Host   string    // our hostname
 	Env    []string  // of git and its hooks; nil: ours
 	Stderr io.Writer // for what git and hooks say to the master
+	// Settings are more of git's settings for the push ("-c", "NAME=VALUE", …).
+	Settings []string
 	// Begin, where it is not nil, is called before anything is changed, and may refuse. It
 	// returns more settings, and what is to be called when all was applied.
 	Begin func(context.Context, []sendpack.Command) (settings []string, done func(), err error)
@@ -140,7 +142,7 @@ func (t *PushTaker) setHead(ctx context.Context, target string) error {
 
 // receive has git apply all commands or none.
 func (t *PushTaker) receive(ctx context.Context, q sendpack.QuickRequest, pack io.Reader) error {
-	settings := receiveSettings(t.Repo, q)
+	settings := append(slices.Clone(t.Settings), receiveSettings(t.Repo, q)...)
 	done := func() {}
 	if t.Begin != nil {
 		more, then, err := t.Begin(ctx, q.Commands)

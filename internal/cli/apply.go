@@ -3,7 +3,9 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -16,16 +18,21 @@ import (
 
 	"mirror-shell/hooks"
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/inbox"
 	"mirror-shell/internal/proc"
 	"mirror-shell/mirrorcfg"
+	"mirror-shell/shell"
 )
 
 // ApplyCmd is apply MAP.toml | --from-repository.
 type ApplyCmd struct {
 	DryRun         bool   `short:"n" help:"Print what would change, and change nothing."`
 	JSON           bool   `name:"json" help:"Print the result as JSON."`
-	FromRepository bool   `help:"Read the map from HEAD of the repository that [map] in the server configuration names."`
+	FromRepository bool   `help:"Read the map, and users' keys, from HEAD of the repository that [map] in the server configuration names."`
+	Keys           string `help:"With MAP.toml: let in the users whose key files are in this directory, and those that came from the map before no more." placeholder:"DIR"`
+	RemoveAllKeys  bool   `help:"Let users' keys be removed though none would be left."`
 	Most           int    `hidden:"" help:"Print the changes of at most that many repositories (used by post-receive)."`
+	AuthorizedKeys string `help:"File to edit (default: ~/.ssh/authorized_keys)." default:"~/.ssh/authorized_keys" placeholder:"FILE"`
 	Map            string `arg:"" optional:"" name:"map.toml" help:"Mirror map."`
 }
 
@@ -35,6 +42,7 @@ type Applied struct {
 	DryRun       bool                `json:"dry_run"`
 	Repositories []AppliedRepository `json:"repositories"` // of which there is something to say
 	Missing      []string            `json:"missing"`      // named, should be on this server, and are not
+	Keys         *shell.KeySync      `json:"keys,omitempty"`
 	Notes        []string            `json:"notes"`
 }
 
@@ -42,7 +50,8 @@ type Applied struct {
 type AppliedRepository struct {
 	Repository string          `json:"repository"`
 	Changes    []AppliedChange `json:"changes"`
-	Hooks      []string        `json:"hooks,omitempty"` // what was changed, or would be
+	Hooks      []string        `json:"hooks,omitempty"`  // what was changed, or would be
+	Queued     []string        `json:"queued,omitempty"` // new peers that it is pushed to, or would be
 	Warnings   []string        `json:"warnings,omitempty"`
 	Notes      []string        `json:"notes,omitempty"`
 	Error      string          `json:"error,omitempty"` // and nothing was changed, or not all
@@ -60,8 +69,8 @@ type AppliedChange struct {
 // read, resolved and checked before anything is written.
 func (p *Program) apply(ctx context.Context) error {
 	cmd := &p.Apply
-	if cmd.FromRepository == (cmd.Map != "") {
-		return Usage{"name one map, or give --from-repository"}
+	if cmd.FromRepository == (cmd.Map != "") || cmd.FromRepository && cmd.Keys != "" {
+		return Usage{"name one map, with --keys DIR or without, or give --from-repository alone"}
 	}
 	server, err := p.Server()
 	if err != nil {
@@ -75,16 +84,44 @@ func (p *Program) apply(ctx context.Context) error {
 		}
 		defer unlock()
 	}
-	names, unreadable := server.Repositories()
-	resolved, err := p.resolveMap(ctx, server, names)
+	a := p.newApplying(server)
+	// Keys do not wait for the map to be right: who has to be kept out, is.
+	a.userKeys(ctx)
+	return a.theMap(ctx)
+}
+
+func (p *Program) newApplying(server *mirrorcfg.Server) *applying {
+	return &applying{Program: p, server: server, result: Applied{Server: server.Hostname, DryRun: p.Apply.DryRun,
+		Repositories: []AppliedRepository{}, Missing: []string{}}}
+}
+
+// MapState is what a dry run of apply --from-repository says, for doctor: what would be
+// changed, what stands in the way of the map, and of the keys that belong to it.
+func (p *Program) MapState(ctx context.Context, server *mirrorcfg.Server) (result Applied, mapErr, keysErr error) {
+	quiet := &Program{Programs: p.Programs, Stdout: io.Discard, Stderr: io.Discard}
+	quiet.Config = server.File
+	quiet.Apply = ApplyCmd{DryRun: true, FromRepository: true, AuthorizedKeys: "~/.ssh/authorized_keys"}
+	a := quiet.newApplying(server)
+	a.userKeys(ctx)
+	err := a.theMap(ctx)
+	var exit Exit
+	if errors.As(err, &exit) { // what has failed is in the result
+		err = nil
+	}
+	return a.result, err, a.keysErr
+}
+
+// theMap applies the map itself.
+func (a *applying) theMap(ctx context.Context) error {
+	names, unreadable := a.server.Repositories()
+	resolved, err := a.resolveMap(ctx, a.server, names)
 	if err != nil {
 		return fmt.Errorf("nothing is changed: %w", err)
 	}
-	a := &applying{Program: p, server: server, result: Applied{Server: server.Hostname, DryRun: cmd.DryRun,
-		Repositories: []AppliedRepository{}, Missing: []string{}, Notes: resolved.Notes}}
+	a.result.Notes = resolved.Notes
 	if unreadable != nil {
 		a.failed = true
-		fmt.Fprintf(p.Stderr, "mirror-shell: %v\n", unreadable)
+		fmt.Fprintf(a.Stderr, "mirror-shell: %v\n", unreadable)
 	}
 	plans, err := a.planAll(ctx, names, resolved)
 	if err != nil {
@@ -92,11 +129,13 @@ func (p *Program) apply(ctx context.Context) error {
 	}
 	for i, plan := range plans {
 		if ctx.Err() != nil {
+			a.enqueue()
 			return fmt.Errorf("ended after %d of %d repositories: run apply again: %w", i, len(plans), ctx.Err())
 		}
 		a.carryOut(ctx, plan)
 	}
 	a.missing(resolved)
+	a.enqueue()
 	return a.finish()
 }
 
@@ -177,6 +216,8 @@ type applying struct {
 	server  *mirrorcfg.Server
 	result  Applied
 	changed int // repositories
+	events  []inbox.Event
+	keysErr error
 	failed  bool
 }
 
@@ -185,7 +226,8 @@ type repositoryPlan struct {
 	name string
 	repo git.Repo
 	*mirrorcfg.MapPlan
-	err error
+	before []string // the peers that pushes go to from here, so far
+	err    error
 }
 
 // planAll reads the config of every repository that the map has, or had,
@@ -206,25 +248,28 @@ func (a *applying) planAll(ctx context.Context, names []string, resolved *mirror
 		}
 		plan := repositoryPlan{name: name, repo: repo, err: err}
 		if err == nil {
-			plan.MapPlan, plan.err = a.plan(ctx, name, repo, want)
+			plan.err = a.plan(ctx, &plan, want)
 		}
 		plans = append(plans, plan)
 	}
 	return plans, nil
 }
 
-func (a *applying) plan(ctx context.Context, name string, repo git.Repo, want mirrorcfg.Settings) (*mirrorcfg.MapPlan, error) {
-	entries, files, err := repo.ConfigOrigins(ctx)
+func (a *applying) plan(ctx context.Context, plan *repositoryPlan, want mirrorcfg.Settings) error {
+	entries, files, err := plan.repo.ConfigOrigins(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	plan, err := mirrorcfg.PlanMap(a.server.Hostname, name, entries, files, repo.ConfigFile(), want)
-	if err == nil && a.Apply.FromRepository && name == a.server.Map.Repository && plan.Master != "" && plan.Master != plan.Config.Master {
+	if now, err := mirrorcfg.ParseRepo(plan.name, entries); err == nil {
+		plan.before = hooks.PushedTo(a.server, now)
+	}
+	plan.MapPlan, err = mirrorcfg.PlanMap(a.server.Hostname, plan.name, entries, files, plan.repo.ConfigFile(), want)
+	if err == nil && a.Apply.FromRepository && plan.name == a.server.Map.Repository && plan.Master != "" && plan.Master != plan.Config.Master {
 		// A map that gave its own repository away would not reach the new master,
 		// and one that took it would make two of them.
-		return nil, fmt.Errorf("the master of the map's own repository is %s, and only changed by hand, on every server, the old master first", plan.Master)
+		return fmt.Errorf("the master of the map's own repository is %s, and only changed by hand, on every server, the old master first", plan.Master)
 	}
-	return plan, err
+	return err
 }
 
 // carryOut does what is planned for one repository, and tells. A failure is this
@@ -244,6 +289,7 @@ func (a *applying) carryOut(ctx context.Context, plan repositoryPlan) {
 		for _, c := range plan.Changes {
 			r.Changes = append(r.Changes, AppliedChange{c.Key, text(c.Old), text(c.New), c.ByHand})
 		}
+		r.Queued = a.toQueue(plan)
 	} else {
 		a.failed = true
 		r.Error = err.Error()
@@ -252,6 +298,33 @@ func (a *applying) carryOut(ctx context.Context, plan repositoryPlan) {
 		a.result.Repositories = append(a.result.Repositories, r)
 	}
 	a.tell(plan, r)
+}
+
+// toQueue notes the push to peers that are new in a repository's lists.
+func (a *applying) toQueue(plan repositoryPlan) []string {
+	var peers []string
+	for _, peer := range hooks.PushedTo(a.server, plan.Config) {
+		if !slices.Contains(plan.before, peer) && !slices.Contains(peers, peer) {
+			peers = append(peers, peer)
+		}
+	}
+	if len(peers) > 0 {
+		a.events = append(a.events, inbox.Event{Repository: plan.name, Peers: peers, Origin: inbox.OriginList})
+	}
+	return peers
+}
+
+// enqueue queues what toQueue has noted. It comes after all of the config: the map's own
+// repository, which brings it to the other servers, is among what is pushed.
+func (a *applying) enqueue() {
+	if a.result.DryRun {
+		return
+	}
+	err := hooks.EnqueueAll(a.server, a.Programs, a.events, a.Apply.Most, a.Stderr)
+	if err != nil {
+		a.failed = true
+		fmt.Fprintf(a.Stderr, "mirror-shell: the map is applied, but %s: when that is mended, run mirror-shell sync\n", proc.OneLine(err.Error(), maxLine))
+	}
 }
 
 func text(v mirrorcfg.Value) *string {

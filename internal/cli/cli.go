@@ -114,12 +114,7 @@ func (p *Program) parse() error {
 	if p.parseForced() {
 		return nil
 	}
-	parser, err := kong.New(&p.Grammar,
-		kong.Name("mirror-shell"),
-		kong.Description("Git mirroring: every repository in more than one place, equal, and known to be."),
-		kong.Vars{"version": shell.Version},
-		kong.Exit(func(code int) { panic(exits{code}) }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
+	parser, err := newParser(&p.Grammar)
 	if err != nil {
 		return err
 	}
@@ -133,6 +128,25 @@ func (p *Program) parse() error {
 	}
 	p.Command, _, _ = strings.Cut(parsed.Command(), " ")
 	return nil
+}
+
+func newParser(grammar *Grammar) (*kong.Kong, error) {
+	return kong.New(grammar,
+		kong.Name("mirror-shell"),
+		kong.Description("Git mirroring: every repository in more than one place, equal, and known to be."),
+		kong.Vars{"version": shell.ProgramVersion()},
+		kong.Exit(func(code int) { panic(exits{code}) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
+}
+
+// Model is the grammar as kong has read it: what manual pages and completions
+// are made from.
+func Model() (*kong.Application, error) {
+	parser, err := newParser(&Grammar{})
+	if err != nil {
+		return nil, err
+	}
+	return parser.Model, nil
 }
 
 // foreground accepts request-push's -fg, which gitolite's administrators have
@@ -189,6 +203,8 @@ func Light(ctx context.Context, p *Program) error {
 		return p.gitoliteWhere(ctx)
 	case "apply":
 		return p.apply(ctx)
+	case "names":
+		return p.names()
 	case "demo":
 		return p.demo(ctx)
 	}

@@ -50,6 +50,7 @@ type Grammar struct {
 
 	Peer         IdentityCmd `cmd:"" hidden:"" help:"Forced command of a peer (set in authorized_keys)."`
 	User         IdentityCmd `cmd:"" hidden:"" help:"Forced command of a user (set in authorized_keys)."`
+	Names        NamesCmd    `cmd:"" hidden:"" help:"Print the names of repositories, peers or users (used by the completion of shells)."`
 	Await        AwaitCmd    `cmd:"" hidden:"" help:"Wait until a repository's jobs for some peers are done (used by post-receive)."`
 	Where        WhereCmd    `cmd:"" name:"gitolite-where" hidden:"" help:"Tell gitolite whether a user's push goes on here or to the master (used by its trigger)."`
 	MirrorDigest IdentityCmd `cmd:"" hidden:"" help:"Tell a peer the digests of the repositories that it is the master of (run for the verb mirror-digest)."`
@@ -214,6 +215,11 @@ type DemoCmd struct {
 // IdentityCmd is peer NAME and user NAME.
 type IdentityCmd struct {
 	Name string `arg:"" help:"Who the key belongs to."`
+}
+
+// NamesCmd is names KIND.
+type NamesCmd struct {
+	Kind string `arg:"" enum:"repositories,peers,users" help:"What to list."`
 }
 
 // AwaitCmd is await REPO PEER...

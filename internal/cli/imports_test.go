@@ -22,6 +22,10 @@ var allowed = map[string]string{
 	"internal/metrics": "internal/queue",
 	"internal/notify":  "internal/durable internal/inbox internal/proc internal/queue mirrorcfg",
 
+	"contrib/manual":     "internal/cli internal/manual shell",
+	"internal/manual":    "",
+	"internal/packaging": "",
+
 	"hooks":         "internal/git internal/inbox internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
 	"shell":         "internal/digest internal/durable internal/git internal/gitolite internal/meta internal/proc internal/refset internal/repos internal/rescue internal/sendpack mirrorcfg",
 	"peer":          "internal/digest internal/durable internal/git internal/meta internal/proc internal/refset internal/repos internal/rescue internal/sendpack mirrorcfg peer/snapshot peer/store",

@@ -42,6 +42,9 @@ func (p *Program) forced(ctx context.Context) error {
 		Command: os.Getenv("SSH_ORIGINAL_COMMAND"), GitProtocol: os.Getenv("GIT_PROTOCOL"), From: os.Getenv("SSH_CONNECTION"),
 		Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Log: log, Exec: shell.ExecReplace,
 	}
+	if server.Log.Audit {
+		s.Audit, s.Key = server.AppendAudit, shell.KeyFromSSHD(os.Getenv("SSH_USER_AUTH"))
+	}
 	s.HooksInstalled, s.InstallHooks = hooks.Installed, p.InstallHooksIn
 	s.BeginPush = func(ctx context.Context, push shell.Push, commands []sendpack.Command) ([]string, func(), error) {
 		return p.beginPush(ctx, s, push, commands)
@@ -212,6 +215,9 @@ func (p *Program) removeKey(kind shell.KeyKind, cmd NameCmd) error {
 	removed, err := keys.Remove(kind, cmd.Name)
 	for _, e := range removed {
 		fmt.Fprintf(p.Stdout, "%s %s removed: %s %s from %s\n", kind, e.Name, e.Type, e.Fingerprint, keys.Path)
+		if e.Source != "" {
+			fmt.Fprintf(p.Stderr, "mirror-shell: it came from %s in the mirror map's repository, and comes back with the next push there: remove it there, too\n", e.Source)
+		}
 	}
 	return err
 }
@@ -232,7 +238,11 @@ func (p *Program) listKeys() error {
 		return json.NewEncoder(p.Stdout).Encode(entries)
 	}
 	for _, e := range entries {
-		fmt.Fprintf(p.Stdout, "%s\t%s\t%s\t%s %s\n", e.Kind, e.Name, e.File, e.Type, e.Fingerprint)
+		origin := ""
+		if e.Source != "" {
+			origin = "\tfrom " + e.Source + " in the mirror map's repository"
+		}
+		fmt.Fprintf(p.Stdout, "%s\t%s\t%s\t%s %s%s\n", e.Kind, e.Name, e.File, e.Type, e.Fingerprint, origin)
 	}
 	return nil
 }

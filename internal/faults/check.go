@@ -230,7 +230,7 @@ func (c *checker) locks(h *host) {
 
 // logs must not tell of mistakes in the programs.
 func (c *checker) logs(h *host) {
-	for _, path := range []string{filepath.Join(h.StateDir(), "mirror-shell.log"), h.daemonLog()} {
+	for _, path := range []string{filepath.Join(h.StateDir(), "mirror-shell.log"), filepath.Join(h.StateDir(), "audit.log"), h.daemonLog()} {
 		data, _ := os.ReadFile(path)
 		for line := range strings.Lines(string(data)) {
 			if strings.Contains(line, "panic") || strings.Contains(line, "goroutine ") || strings.HasPrefix(line, "fatal error") {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -20,19 +21,11 @@ import (
 // be that of the repository alone.
 var bareConfig = []string{"GIT_CONFIG_GLOBAL=" + os.DevNull, "GIT_CONFIG_NOSYSTEM=1"}
 
-// VerifyPack reads every object of a pack, by the pack's absolute path, and compares it with its name and with the index
-// beside it. The repository is one that the pack need not belong to: its config says
-// the object format.
-func (r Repo) VerifyPack(ctx context.Context, pack string, threads int) error {
-	_, err := r.runWith(ctx, bareConfig, nil, nil, "index-pack", "--verify", "--threads="+strconv.Itoa(threads), pack)
-	return err
-}
-
 // ErrMissing: objects that a history needs are not there.
 var ErrMissing = errors.New("objects are missing")
 
 // Connected walks all that can be reached from the tips, down to the last file. What is not there, or
-// cannot be read, is ErrMissing, with the ids. The contents of files are not opened; VerifyPack does that.
+// cannot be read, is ErrMissing, with the ids. The contents of files are not opened; PackedObjects does that.
 func (r Repo) Connected(ctx context.Context, tips []string) error {
 	_, err := r.runWith(ctx, bareConfig, lines(tips, ""), nil, "rev-list", "--objects", "--quiet", "--stdin")
 	if proc.ExitCode(err) <= 0 {
@@ -150,7 +143,7 @@ func readBatch(from io.Reader, each func(oid, kind string, size int64, content i
 		oid, rest, _ := strings.Cut(string(line[:len(line)-1]), " ")
 		kind, digits, _ := strings.Cut(rest, " ")
 		size, err := strconv.ParseInt(digits, 10, 64)
-		if err != nil || size < 0 {
+		if err != nil || size < 0 || size >= math.MaxInt64 {
 			return count, fmt.Errorf("%w: git cat-file says %q", ErrMissing, proc.OneLine(string(line), 200))
 		}
 		content := &io.LimitedReader{R: in, N: size + 1}

@@ -73,11 +73,14 @@ func (r Repo) Tree(ctx context.Context, dir string, max int64) (*Tree, error) {
 	return t, nil
 }
 
+// ErrNoCommit is a repository whose HEAD names no commit yet. It is fs.ErrNotExist, too.
+var ErrNoCommit = fmt.Errorf("HEAD has no commit: %w", fs.ErrNotExist)
+
 func (r Repo) headCommit(ctx context.Context) (string, error) {
 	var out bytes.Buffer
 	_, err := r.run(ctx, nil, &out, "rev-parse", "-q", "--verify", "HEAD^{commit}")
 	if proc.ExitCode(err) == 1 {
-		return "", fmt.Errorf("HEAD of %s has no commit: %w", r.Dir, fs.ErrNotExist)
+		return "", fmt.Errorf("%s: %w", r.Dir, ErrNoCommit)
 	}
 	return strings.TrimSpace(out.String()), err
 }

@@ -2,6 +2,7 @@ package git
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -87,5 +88,40 @@ func TestTree(t *testing.T) {
 	}
 	if text, err := all.ReadFile(filepath.Join("dd", "frodo.toml")); len(text) != 6 || err != nil {
 		t.Errorf("%q, %v", text, err)
+	}
+}
+
+func TestTreeFiles(t *testing.T) {
+	r := newRepo(t)
+	if _, err := r.TreeFiles(ctx, "d", 10, 10); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no commit: %v", err)
+	}
+	blob, long := r.in("x = 1\n\n", "hash-object", "-w", "--stdin"), r.in(strings.Repeat("#", 1<<20), "hash-object", "-w", "--stdin")
+	empty := r.in("", "hash-object", "-w", "--stdin")
+	sub := r.in("100644 blob "+blob+"\tb\n100755 blob "+empty+"\ta\n120000 blob "+blob+"\tlink\n100644 blob "+long+"\tlong\n", "mktree")
+	d := r.in("040000 tree "+sub+"\tsub\n100644 blob "+blob+"\tx y\n160000 commit "+strings.Repeat("1", 40)+"\tz\n", "mktree")
+	top := r.in("040000 tree "+d+"\td\n040000 tree "+d+"\tdd\n", "mktree")
+	r.git("update-ref", "refs/heads/main", r.git("commit-tree", "-m", "x", top))
+	files, err := r.TreeFiles(ctx, "d", 6, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []string{}
+	for _, f := range files {
+		got = append(got, fmt.Sprintf("%s %q %v", f.Path, f.Data, f.Err))
+	}
+	want := []string{`sub/a "" <nil>`, `sub/b "x = 1\n\n" <nil>`, `sub/link "" not a plain file`, `sub/long "" the file is too long`, `x y "x = 1\n\n" <nil>`, `z "" not a plain file`}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := r.TreeFiles(ctx, "d", 5, 10); err == nil || !strings.Contains(err.Error(), "more than 5 files") {
+		t.Errorf("too many: %v", err)
+	}
+	if files, err := r.TreeFiles(ctx, "none", 5, 10); len(files) != 0 || err != nil {
+		t.Errorf("no such directory: %v, %v", files, err)
+	}
+	r.damage(blob, "")
+	if files, err := r.TreeFiles(ctx, "d", 6, 10); err != nil || files[1].Err == nil || files[0].Err != nil {
+		t.Errorf("a missing object: %+v, %v", files, err)
 	}
 }

@@ -28,6 +28,7 @@ import (
 //
 //	user NAME [SERVER…]         makes a client whose key is a user's there (none: everywhere)
 //	peer NAME [SERVER…]         the same, but the key is a peer's
+//	client NAME                 makes a client whose key no server knows
 //	repo NAME [@SERVER…] [--OPTION…] [KEY=VALUE…]
 //	                            makes a repository (on all), with options of git init and
 //	                            config without "gitolite.mirror."
@@ -106,6 +107,7 @@ type scriptWorld struct {
 // scriptCommands are the commands above that need this process.
 var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"user":       command(1, addUser),
+	"client":     command(1, addClient),
 	"peer":       command(1, addPeer),
 	"repo":       command(1, addRepo),
 	"serve":      command(1, serve),
@@ -129,6 +131,10 @@ func command(minArgs int, do func(*testscript.TestScript, *scriptWorld, []string
 
 func addUser(_ *testscript.TestScript, w *scriptWorld, args []string) {
 	w.env.AddUser(w.t, args[0], args[1:]...)
+}
+
+func addClient(_ *testscript.TestScript, w *scriptWorld, args []string) {
+	w.env.Client(w.t, args[0])
 }
 
 func addPeer(_ *testscript.TestScript, w *scriptWorld, args []string) {

@@ -256,5 +256,5 @@ func (s *Server) serveLog() string { return filepath.Join(s.dir(), "serve.log") 
 func (s *Server) dir() string { return filepath.Join(s.env.Root, "servers", s.Name) }
 
 func (s *Server) logs() []string {
-	return []string{filepath.Join(s.StateDir(), "mirror-shell.log"), s.serveLog(), s.sshdLog()}
+	return []string{filepath.Join(s.StateDir(), "mirror-shell.log"), filepath.Join(s.StateDir(), "audit.log"), s.serveLog(), s.sshdLog()}
 }

@@ -59,6 +59,7 @@ PrintLastLog no
 MaxStartups 1000
 KexAlgorithms curve25519-sha256
 LogLevel VERBOSE
+ExposeAuthInfo yes
 AcceptEnv GIT_* GL_* MIRROR_SHELL_PEER MIRROR_SHELL_USER
 SetEnv GIT_CONFIG_NOSYSTEM=1 PATH=%s
 `

@@ -72,6 +72,7 @@ func (c *command) examine(ctx context.Context) []Finding {
 	repositories, peers := c.examineRepositories(ctx)
 	findings = append(findings, repositories...)
 	findings = append(findings, c.examineGitolite(ctx)...)
+	findings = append(findings, c.examineMap(ctx)...)
 	keys, keyPeers := c.examineKeys()
 	findings = append(findings, keys...)
 	maps.Copy(peers, keyPeers)

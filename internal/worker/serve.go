@@ -29,7 +29,7 @@ func (c *command) newWorker(peers *peer.Peers, notifier *notify.Notifier, log *s
 }
 
 // serve runs the worker, and the built-in ssh server where it is configured, as
-// a daemon. Its log goes to standard error, for the journal.
+// a daemon. Its log goes to standard error, for the journal, or to [log] file.
 func (c *command) serve(ctx context.Context) (err error) {
 	schedules, err := c.schedules()
 	if err != nil {
@@ -39,14 +39,18 @@ func (c *command) serve(ctx context.Context) (err error) {
 		return err
 	}
 	defer c.queue.Close()
-	log := logger(c.Stderr)
+	to, err := c.server.DaemonLog(c.Stderr)
+	if err != nil {
+		return err
+	}
+	log := logger(to)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	ssh, err := c.startSSH(ctx, cancel, log)
 	if err != nil {
 		return err
 	}
-	c.metrics = metrics.New(c.queue, c.server.Hostname, shell.Version)
+	c.metrics = metrics.New(c.queue, c.server.Hostname, shell.ProgramVersion())
 	http, err := c.startHTTP(ctx, cancel, c.metrics, log)
 	if err != nil {
 		return err
@@ -88,6 +92,9 @@ func (c *command) startSSH(ctx context.Context, fail context.CancelCauseFunc, lo
 	server := &shell.SSHServer{
 		Server: c.server, Keys: shell.AuthorizedKeys{Path: filepath.Join(home, ".ssh/authorized_keys")},
 		Mirrord: c.Sibling("mirrord"), Log: log, InstallHooks: c.InstallHooksIn,
+	}
+	if c.server.Log.Audit {
+		server.Audit = c.server.AppendAudit
 	}
 	log.Info("ssh server listens", "address", l.Addr())
 	go func() {

@@ -279,7 +279,7 @@ func (c *command) newPeers() (*peer.Peers, func()) {
 }
 
 // program is what records in backups call us.
-func program() string { return "mirror-shell " + shell.Version }
+func program() string { return "mirror-shell " + shell.ProgramVersion() }
 
 // maxDial is how long a new connection may take; jobs that wait for one share it, and a
 // time longer than theirs would outlive them.

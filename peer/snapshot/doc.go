@@ -52,6 +52,21 @@
 // older than the grace period. For the same reason a backup that took longer than
 // half of it looks again, before it publishes, whether all that it relies on is there still.
 //
+// # How a snapshot is taken
+//
+// Refs are read first, then loose objects, then packs, and again until the packs stand still: what the refs reach
+// is among the objects then, whatever a gc does. Packs stay open while they are put, so one that a gc deletes
+// is put to its end. The first snapshot has the repository's packs and one with what was loose. A later one
+// has the packs of the one before it and one with what its refs do not reach; so packing the
+// repository anew puts nothing. When a manifest would name more than 50 packs the small ones are made
+// into one. Of a repository that borrows objects (alternates) or has hundreds of packs one new pack is made of what its
+// refs reach. Where info/grafts changes what that is, all packs are taken every time.
+//
+// What is damaged is found as far as it is read: checksums of packs and indexes while they
+// are put, every object of a pack that is made. Whether history is whole, git finds out as it packs what is new. Of a
+// first snapshot it does so afterwards, in the packs that were put: that takes longer than all the rest. If it is
+// not, the snapshot is marked as bad.
+//
 // # Checks
 //
 // A check has a key of the form

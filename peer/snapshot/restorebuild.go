@@ -49,6 +49,7 @@ func newBuild(v *Vault, m *Manifest, target string, o RestoreOptions) (*build, e
 	if err != nil {
 		return nil, err
 	}
+	m = withoutTwins(m)
 	b := &build{v: v, m: m, o: o, dir: dir, dirs: map[string]bool{".": true}}
 	if b.root, err = os.OpenRoot(dir); err == nil {
 		err = b.write(halfMade, 0o600, "")
@@ -60,6 +61,20 @@ func newBuild(v *Vault, m *Manifest, target string, o RestoreOptions) (*build, e
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return b, nil
+}
+
+// withoutTwins returns the manifest with each pack once. A pack that was made again from the same
+// objects, after a ref went and came back, has the same name. Either has all of them.
+func withoutTwins(m *Manifest) *Manifest {
+	once, seen := *m, make(map[string]bool, len(m.Packs))
+	once.Packs = nil
+	for _, p := range m.Packs {
+		if !seen[p.Name] {
+			seen[p.Name] = true
+			once.Packs = append(once.Packs, p)
+		}
+	}
+	return &once
 }
 
 // remove ends the build. A repository that took its place is no longer at its directory.

@@ -42,7 +42,7 @@ func tryRun(dir string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-// newRepo makes an empty bare repository.
+// newSource makes an empty bare repository.
 func newSource(t testing.TB, args ...string) git.Repo {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "r:1 \"x.git") // ":" and quotes separate what git reads from its environment
@@ -50,7 +50,7 @@ func newSource(t testing.TB, args ...string) git.Repo {
 	return git.Repo{Dir: dir}
 }
 
-// commit adds a commit with a file to a ref, on top of what it has, and returns its id.
+// commitTo adds a commit with a file to a ref, on top of what it has, and returns its id.
 func commitTo(t testing.TB, r git.Repo, ref, text string) string {
 	t.Helper()
 	id, err := tryCommit(r, ref, text)
@@ -89,7 +89,7 @@ func sourceOf(t testing.TB, r git.Repo) Source {
 	return Source{Repository: "group/ip1", Repo: r, Memory: filepath.Join(t.TempDir(), "memory")}
 }
 
-// take takes a snapshot and has the vault's content compared with the repository.
+// takeNow takes a snapshot and has the vault's content compared with the repository.
 func takeNow(t testing.TB, v *Vault, src Source) Result {
 	t.Helper()
 	result, err := v.Take(t.Context(), src)
@@ -330,6 +330,108 @@ func TestTakeCutAnywhere(t *testing.T) {
 		leftovers(t, v)
 		takeNow(t, v, src)
 	}
+}
+
+func TestUpdateCutAnywhere(t *testing.T) {
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	v, m := testVault(t)
+	src := sourceOf(t, r)
+	broken := errors.New("cut")
+	for cut := 1; ; cut++ {
+		good := take1(t, v, src)
+		commitTo(t, r, "refs/heads/main", fmt.Sprintf("%d next", cut))
+		var n atomic.Int64
+		m.before = func(string, string) error {
+			if n.Add(1) == int64(cut) {
+				return broken
+			}
+			return nil
+		}
+		_, err := v.Take(t.Context(), src)
+		m.before = nil
+		if err == nil {
+			if cut < 5 {
+				t.Errorf("only %d requests", cut-1)
+			}
+			break
+		}
+		if latest, latestErr := v.Latest(t.Context(), src.Repository); !errors.Is(err, broken) || latestErr != nil || latest != good.Name {
+			t.Fatalf("request %d failed: %v; the latest is %+v, %v", cut, err, latest, latestErr)
+		}
+		leftovers(t, v)
+	}
+	takeNow(t, v, src)
+}
+
+// Who was killed between publishing and walking does not know whether the snapshot is whole.
+func TestTakeUnchecked(t *testing.T) {
+	v, _ := testVault(t)
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	src := sourceOf(t, r)
+	first := takeNow(t, v, src)
+	memoryDir(src.Memory).remember(recalled{Sum: first.Name.Sum, Unchecked: true})
+	second := takeNow(t, v, src)
+	if second.Unchanged || !second.Checked || second.Note == "" {
+		t.Errorf("%+v", second)
+	}
+	if third := takeNow(t, v, src); !third.Unchanged || third.Note != "" || third.Name != second.Name {
+		t.Errorf("%+v", third)
+	}
+}
+
+func TestTakeWithID(t *testing.T) {
+	v, m := testVault(t)
+	r := newSource(t)
+	src := sourceOf(t, r)
+	src.ID = "night-1"
+	first := takeNow(t, v, src)
+	puts := m.puts
+	if again := takeNow(t, v, src); first.Name.ID != "night-1" || again.Name != first.Name || m.puts != puts {
+		t.Errorf("%+v", again)
+	}
+	src.ID = "night-2"
+	if got := takeNow(t, v, src); got.Name != first.Name || !slices.Equal(kinds(t, v), []string{checkSame}) {
+		t.Errorf("%+v, %v", got, kinds(t, v))
+	}
+	src.ID = "-"
+	if _, err := v.Take(t.Context(), src); err == nil {
+		t.Error("an ID that is none")
+	}
+	src.ID, src.Repository = "", "../x"
+	if _, err := v.Take(t.Context(), src); err == nil {
+		t.Error("a repository that is none")
+	}
+}
+
+// What is remembered is a cache: damaged in any way it costs requests, never truth.
+func TestTakeForgets(t *testing.T) {
+	v, _ := testVault(t)
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	src := sourceOf(t, r)
+	take1(t, v, src)
+	for i, name := range []string{"manifest", "files", "state"} {
+		path := filepath.Join(src.Memory, name)
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for j, damaged := range [][]byte{nil, data[:len(data)/2], append([]byte("x"), data...), bytes.ToUpper(data)} {
+			if err := os.WriteFile(path, damaged, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := take1(t, v, src); !got.Unchanged {
+				t.Errorf("%s, damaged in way %d: %+v", name, j, got)
+			}
+			commitTo(t, r, "refs/heads/main", fmt.Sprintf("%d next", 10*i+j))
+			if got := take1(t, v, src); got.Note != "" || got.Uploaded == 0 {
+				t.Errorf("%s, damaged in way %d: %+v", name, j, got)
+			}
+		}
+	}
+	takeNow(t, v, src)
 }
 
 func TestTakeDamagedSource(t *testing.T) {

@@ -237,7 +237,9 @@ func TestVerifyChain(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 	}
-	m.blobs["marks/group/ip1.git/x.json"] = []byte(fmt.Sprintf(`{"format":1,"time":"2026-11-22T00:00:00Z","removed":[{"sum":%q,"time":"2026-11-21T00:00:00Z"}],"candidates":[]}`, all[0].Sum))
+	if err := v.putMark(t.Context(), "group/ip1", &mark{Format: Format, Time: time.Now().UTC().Truncate(time.Millisecond), Removed: []removed{{all[0].Sum, all[0].Time}}}); err != nil {
+		t.Fatal(err)
+	}
 	if got := verify(VerifyOptions{Expect: all[1].Sum}); !got.OK() || got.Unreferenced == 0 {
 		t.Errorf("%+v", got)
 	}
