@@ -74,8 +74,17 @@ func New() (*Hook, error) {
 	}
 	return &Hook{
 		Path: os.Args[0], Dir: dir, Programs: filepath.Dir(self),
-		Peer: os.Getenv(mirrorcfg.EnvPeer), Stdin: os.Stdin, Stderr: os.Stderr, Exec: syscall.Exec,
+		Peer: pushingPeer(), Stdin: os.Stdin, Stderr: os.Stderr, Exec: syscall.Exec,
 	}, nil
+}
+
+// pushingPeer is the peer whose mirror push it is. Our sessions for peers set no GL_USER;
+// gitolite always does, and passes on what else a client had sshd accept.
+func pushingPeer() string {
+	if os.Getenv("GL_USER") != "" {
+		return ""
+	}
+	return os.Getenv(mirrorcfg.EnvPeer)
 }
 
 // Main runs the hook that run stands for and exits.

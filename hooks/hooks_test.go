@@ -24,6 +24,7 @@ func TestPushToSlave(t *testing.T) {
 		"lying GL_REPO": {"GL_REPO=local", "GL_USER=root"},
 		"as a user":     {"MIRROR_SHELL_USER=alice", "GL_REPO=a/ip1"},
 		"no peer":       {"MIRROR_SHELL_PEER="},
+		"by gitolite":   {"MIRROR_SHELL_PEER=sam", "GL_USER=eve"},
 	} {
 		out, err := w.push(dir, env...)
 		w.refused(dir, out, err, "fatal: frodo is not the master of a/ip1, please push to sam")

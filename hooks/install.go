@@ -28,6 +28,12 @@ func Install(ctx context.Context, repo git.Repo, programs string) ([]string, err
 	if err != nil {
 		return nil, err
 	}
+	return InstallInto(dir, programs)
+}
+
+// InstallInto is Install for a directory of hooks, of one repository or, where a
+// front end links such a directory's files into its repositories, of all.
+func InstallInto(dir, programs string) ([]string, error) {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return nil, err
 	}
@@ -54,7 +60,7 @@ func Install(ctx context.Context, repo git.Repo, programs string) ([]string, err
 // in no directory of which all programs are run.
 func installOne(hook, program, temp string) ([]string, error) {
 	target, err := os.Readlink(hook)
-	if err == nil && target == program {
+	if err == nil && (target == program || leadsTo(hook, program)) {
 		return nil, nil
 	}
 	var changes []string
@@ -78,6 +84,17 @@ func installOne(hook, program, temp string) ([]string, error) {
 		return changes, err
 	}
 	return append(changes, fmt.Sprintf("%s -> %s", hook, program)), nil
+}
+
+// leadsTo reports whether a link ends at the program by way of other links: gitolite
+// links the hooks of all repositories to one directory, and that is where we are.
+func leadsTo(hook, program string) bool {
+	end, err := filepath.EvalSymlinks(hook)
+	if err != nil {
+		return false
+	}
+	wanted, err := filepath.EvalSymlinks(program)
+	return err == nil && end == wanted
 }
 
 // keep gives the hook its second name; the first one stays until ours takes its
@@ -106,16 +123,21 @@ func Installed(ctx context.Context, repo git.Repo) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	return InstalledIn(dir), nil
+}
+
+// InstalledIn reports the same of a directory of hooks.
+func InstalledIn(dir string) bool {
 	for _, name := range Names {
 		hook := place(dir, name)
 		if info, err := os.Stat(hook); err != nil || info.Mode()&0o111 == 0 || !isOurs(hook) {
-			return false, nil
+			return false
 		}
 		if byGitea(dir, name) && !delegates(dir, name) {
-			return false, nil
+			return false
 		}
 	}
-	return true, nil
+	return true
 }
 
 // isOurs reports whether a hook is one of our programs, of whatever version and

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"mirror-shell/internal/git"
@@ -110,8 +111,14 @@ func (p *MirrorPush) onlyOurHooks() bool {
 		if strings.HasSuffix(f.Name(), ".sample") {
 			continue
 		}
-		target, err := os.Readlink(filepath.Join(dir, f.Name()))
-		if err != nil || target != filepath.Join(p.Programs, f.Name()) || f.Name() != Names[0] && f.Name() != Names[1] {
+		end, err := filepath.EvalSymlinks(filepath.Join(dir, f.Name()))
+		switch {
+		case err != nil:
+			return false
+		case slices.Contains(Names, f.Name()) && end == filepath.Join(p.Programs, f.Name()):
+		case f.Name() == "update" && p.Server.Gitolite.IsUpdateHook(end):
+			// It lets a mirror push pass, and takes perl a tenth of a second per ref for it.
+		default:
 			return false
 		}
 	}

@@ -33,6 +33,8 @@ type Server struct {
 	SSH     Listen                `toml:"ssh"`
 	HTTP    Listen                `toml:"http"`
 	Peers   map[string]PeerConfig `toml:"peer"`
+
+	Gitolite Gitolite `toml:"gitolite"`
 }
 
 // Users says what people may do here. Peers have rules of their own.
@@ -212,6 +214,7 @@ func Parse(file, text string) (*Server, error) {
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
+	s.setGitoliteDefaults()
 	return s, nil
 }
 
@@ -226,11 +229,12 @@ func (s *Server) knownKeys(key toml.Key) string {
 		"worker": "jobs, jobs_per_peer, stall_timeout, retry_max",
 		"notify": "command, webhook, webhook_token_file, lag",
 		"guard":  "max_delete_percent, keep_rescued, keep_trash", "ssh": "listen", "http": "listen",
+		"gitolite": "programs",
 	}
 	if keys, ok := tables[key[0]]; ok && len(key) > 1 {
 		return keys
 	}
-	return "hostname, repo_base, state_dir, and the tables users, receive, log, accept, map, queue, worker, guard, notify, ssh, http, peer"
+	return "hostname, repo_base, state_dir, and the tables users, receive, log, accept, map, queue, worker, guard, notify, ssh, http, gitolite, peer"
 }
 
 // check makes paths absolute and refuses impossible values.
@@ -251,7 +255,7 @@ func (s *Server) check() error {
 		}
 		*dir = abs
 	}
-	return errors.Join(s.checkCommands(), s.checkGlobs(), s.checkMap(), s.checkWorker(), s.checkURLs(), s.checkNotify(), s.checkLog(), s.checkPeers())
+	return errors.Join(s.checkGitolite(), s.checkCommands(), s.checkGlobs(), s.checkMap(), s.checkWorker(), s.checkURLs(), s.checkNotify(), s.checkLog(), s.checkPeers())
 }
 
 func (s *Server) checkCommands() error {

@@ -89,7 +89,7 @@ func (k testKeys) mustAdd(kind KeyKind, file, content string) KeyEntry {
 }
 
 func ourKeyLine(kind, name, file, key string) string {
-	return fmt.Sprintf(`command="/usr/bin/mirror-shell %s %s",restrict %s mirror-shell:%s:%s`, kind, name, key, kind, file)
+	return fmt.Sprintf(`command="/usr/bin/mirror-shell %s %s",restrict %s mirror-shell:%s:%s #`, kind, name, key, kind, file)
 }
 
 func wantKeyError(t *testing.T, err error, words ...string) {
@@ -242,7 +242,7 @@ func TestKeysChangedByHand(t *testing.T) {
 	k := newTestKeys(t)
 	k.put(`from="10.0.0.0/8,\"x",command="/old/mirror-shell --config '/a b' peer sam",no-pty ` + line + " mirror-shell:peer:sam.pub my note\n")
 	k.mustAdd(KeyPeer, "sam.pub", other)
-	k.want(`command="/usr/bin/mirror-shell peer sam",restrict,from="10.0.0.0/8,\"x",no-pty ` + other + " mirror-shell:peer:sam.pub\n")
+	k.want(`command="/usr/bin/mirror-shell peer sam",restrict,from="10.0.0.0/8,\"x",no-pty ` + other + " mirror-shell:peer:sam.pub #\n")
 
 	for _, options := range []string{
 		"",

@@ -34,6 +34,7 @@ const (
 	TakePush                  // take a mirror push of Host without showing refs first
 	TellKnown                 // tell which values the master is known to have set
 	TellRescued               // tell what was rescued
+	TakeWild                  // take creator and permissions, and create the repository if it is not here
 	CreateRepo                // read metadata, make the repository with Host as its master
 	DeleteRepo                // move the repository of the master Host to the trash
 	RenameRepo                // give the repository of the master Host another name
@@ -97,6 +98,8 @@ func DecidePeer(f Facts, peer Peer, req Request) Decision {
 		return decideRequestPush(f, peer, req)
 	case RedirectedPush:
 		return decideRedirected(f, peer, req)
+	case WildPerms:
+		return decideWild(f, peer, req)
 	case MirrorDigest: // of what the asking peer is the master of, and nothing else
 		return Decision{Action: Digests, Host: peer.name}
 	}

@@ -4,7 +4,7 @@ package shell
 //
 // A line of ours is
 //
-//	command="/usr/bin/mirror-shell peer sam",restrict ssh-ed25519 AAAA… mirror-shell:peer:sam.pub
+//	command="/usr/bin/mirror-shell peer sam",restrict ssh-ed25519 AAAA… mirror-shell:peer:sam.pub #
 //
 // The word after the key is the mark: mirror-shell:KIND:FILE, where KIND is peer or user
 // and FILE is the name of the key file it was added from. The mark is how the
@@ -43,6 +43,10 @@ import (
 
 // keyMarkPrefix opens the comment of every line of ours.
 const keyMarkPrefix = "mirror-shell:"
+
+// keyMarkEnd follows the mark. gitolite 3 takes a first line of authorized_keys that ends
+// in .pub for the name of a file, and then fails at every change of its keys.
+const keyMarkEnd = " #"
 
 // keySourcePrefix opens the second word of a comment.
 const keySourcePrefix = "map:"
@@ -341,6 +345,7 @@ func renderKeyLine(old keyLine, e KeyEntry, command []string, key ssh.PublicKey)
 	if e.Source != "" {
 		text += " " + keySourcePrefix + e.Source
 	}
+	text += keyMarkEnd
 	l := parseKeyLine(text)
 	l.end = old.end
 	return l, nil

@@ -124,7 +124,7 @@ func FuzzKeyCommand(f *testing.F) {
 			t.Fatalf("%q: %s", l.text, diff)
 		}
 		_, comment, options, _, err := ssh.ParseAuthorizedKey([]byte(l.text))
-		if err != nil || comment != "mirror-shell:user:alice@laptop.pub" || len(options) != 2 || options[1] != "restrict" {
+		if err != nil || comment != "mirror-shell:user:alice@laptop.pub #" || len(options) != 2 || options[1] != "restrict" {
 			t.Fatalf("%q: %v %q %q", l.text, err, comment, options)
 		}
 	})

@@ -30,6 +30,8 @@ const (
 	// RedirectedPush is a user's push that a slave passes on to the master:
 	// USER=alice SOC=git-receive-pack 'REPO'.
 	RedirectedPush Verb = "USER="
+	// WildPerms is how gitolite 3 creates a copy. Request.User is the creator.
+	WildPerms Verb = "CREATOR="
 )
 
 // peerVerbs are announced by `info --json`.
@@ -41,7 +43,7 @@ type Request struct {
 	Verb Verb
 	Repo string // "" for Info and MirrorDigest
 	To   string // MirrorRename only: the new name
-	User string // RedirectedPush only
+	User string // RedirectedPush and WildPerms only
 	JSON bool   // Info only
 	Back bool   // Info only: also try the way back to the asking peer
 }
@@ -60,6 +62,8 @@ func (r Request) Command() string {
 		return strings.Join(words, " ")
 	case MirrorDigest:
 		return string(MirrorDigest)
+	case WildPerms:
+		return fmt.Sprintf("%s%s perms -c '%s'", WildPerms, r.User, r.Repo)
 	case RedirectedPush:
 		return fmt.Sprintf("%s%s SOC=%s '%s'", RedirectedPush, r.User, ReceivePack, r.Repo)
 	case MirrorRename:
@@ -88,6 +92,9 @@ func Parse(command string) (Request, error) {
 		return parseInfo(rest, more)
 	case strings.HasPrefix(verb, string(RedirectedPush)):
 		return parseRedirected(strings.TrimPrefix(verb, string(RedirectedPush)), rest)
+	}
+	if creator, wild := strings.CutPrefix(verb, string(WildPerms)); wild {
+		return parseWild(creator, rest)
 	}
 	switch v := Verb(verb); v {
 	case MirrorDigest:

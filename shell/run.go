@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/gitolite"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/repos"
 	"mirror-shell/internal/sendpack"
@@ -74,6 +75,8 @@ func (s *Session) ServePeer(ctx context.Context, peer Peer) (status int) {
 	env := []string{mirrorcfg.EnvPeer + "=" + peer.name}
 	if d.User.name != "" { // a redirected push is the user's, and has the user's rights
 		env = []string{mirrorcfg.EnvUser + "=" + d.User.name}
+	} else if req.Verb == ReceivePack || req.Verb == MirrorPush {
+		env = append(env, s.Server.Gitolite.Environ()...)
 	}
 	return s.run(ctx, who, d, req, facts, repo, env, peer.name)
 }
@@ -155,6 +158,8 @@ func (s *Session) run(ctx context.Context, who string, d Decision, req Request, 
 		return s.greet(ctx, name, d.User, req)
 	case SetMeta:
 		return s.told(who, s.setMeta(ctx, repo))
+	case TakeWild:
+		return s.told(who, s.takeWild(ctx, req, d.Host, repo, facts.Repo != nil))
 	case CreateRepo:
 		return s.told(who, s.create(ctx, d.Host, req.Repo))
 	case DeleteRepo:
@@ -180,7 +185,7 @@ func (s *Session) run(ctx context.Context, who string, d Decision, req Request, 
 	case PushNow:
 		return s.exec(ctx, who, proc.Env(), s.Mirrord, "--config", s.Server.File, "request-push", "--fg", "--", req.Repo, d.Host)
 	}
-	return s.runGit(ctx, who, d, req, repo, env)
+	return s.runGit(ctx, who, d, req, facts.Repo, repo, env)
 }
 
 // aliveMissed is how many questions of ssh's may stay without an answer.
@@ -201,7 +206,7 @@ func (s *Session) redirect(host string, r Request) []string {
 var gitProtocol = regexp.MustCompile(`^[a-z0-9=:.-]{1,64}$`)
 
 // runGit hands the session to git, or to the program that [users] exec names.
-func (s *Session) runGit(ctx context.Context, who string, d Decision, req Request, repo git.Repo, env []string) int {
+func (s *Session) runGit(ctx context.Context, who string, d Decision, req Request, cfg *mirrorcfg.Repo, repo git.Repo, env []string) int {
 	env = append(env, s.gitEnv(req)...)
 	if gitProtocol.MatchString(s.GitProtocol) {
 		env = append(env, "GIT_PROTOCOL="+s.GitProtocol)
@@ -222,6 +227,13 @@ func (s *Session) runGit(ctx context.Context, who string, d Decision, req Reques
 	if verb == ReceivePack {
 		argv = slices.Insert(argv, 1, s.fsck()...)
 	}
+	if verb == ReceivePack && d.User.name == "" {
+		settings, err := mirrorHooks(s.Server, cfg, repo)
+		if err != nil {
+			return s.refuse(who, err)
+		}
+		argv = slices.Insert(argv, 1, settings...)
+	}
 	if d.AnyObject { // with version 2 of the protocol, everybody may; a server need not take that
 		argv = slices.Insert(argv, 1, "-c", "uploadpack.allowAnySHA1InWant=true")
 	}
@@ -239,12 +251,26 @@ func (s *Session) told(who string, err error) int {
 // takePush takes a push of the master without showing refs first.
 func (s *Session) takePush(ctx context.Context, push Push, env []string) error {
 	taker := PushTaker{Config: push.Config, Repo: push.Repo, Host: s.Server.Hostname, Stderr: s.Stderr, Env: env, Settings: s.fsck()}
-	if s.BeginPush != nil {
-		taker.Begin = func(ctx context.Context, commands []sendpack.Command) ([]string, func(), error) {
-			return s.BeginPush(ctx, push, commands)
+	taker.Begin = func(ctx context.Context, commands []sendpack.Command) (settings []string, done func(), err error) {
+		if s.BeginPush != nil {
+			if settings, done, err = s.BeginPush(ctx, push, commands); err != nil || len(settings) > 0 {
+				return settings, done, err
+			}
 		}
+		settings, err = mirrorHooks(s.Server, push.Config, push.Repo)
+		return settings, done, err
 	}
 	return taker.Serve(ctx, s.Stdin, s.Stdout)
+}
+
+// mirrorHooks are the settings for git by which a mirror push does not run gitolite's
+// update hook.
+func mirrorHooks(server *mirrorcfg.Server, cfg *mirrorcfg.Repo, repo git.Repo) ([]string, error) {
+	dir, err := gitolite.MirrorHooks(server, cfg, repo)
+	if err != nil || dir == "" {
+		return nil, err
+	}
+	return []string{"-c", "core.hooksPath=" + dir}, nil
 }
 
 // gitEnv is what the hooks of a push find in their environment.

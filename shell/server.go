@@ -136,6 +136,7 @@ func (s *SSHServer) session(ctx context.Context, sess gliderssh.Session) int {
 		Audit: s.Audit, Key: entry.Fingerprint,
 	}
 	session.Exec = func(ctx context.Context, env []string, argv ...string) (int, error) {
+		env = append(env, connection(sess)) // gitolite-shell works with no session that lacks it
 		return session.child(ctx, s.bounds().linger, env, argv...)
 	}
 	for _, v := range sess.Environ() {
@@ -155,6 +156,19 @@ func (s *SSHServer) session(ctx context.Context, sess gliderssh.Session) int {
 		return session.refuse("key "+entry.File, err)
 	}
 	return session.ServeUser(ctx, user)
+}
+
+// connection is the variable that sshd sets: addresses and ports of client and server.
+func connection(sess gliderssh.Session) string {
+	var words []string
+	for _, addr := range []net.Addr{sess.RemoteAddr(), sess.LocalAddr()} {
+		host, port, err := net.SplitHostPort(addr.String())
+		if err != nil {
+			host, port = addr.String(), "0"
+		}
+		words = append(words, host, port)
+	}
+	return "SSH_CONNECTION=" + strings.Join(words, " ")
 }
 
 // identity looks up the key that proved itself.

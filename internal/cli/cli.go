@@ -197,6 +197,10 @@ func Light(ctx context.Context, p *Program) error {
 		return p.rescued(ctx)
 	case "install-hooks":
 		return p.installHooks(ctx)
+	case "import-gitolite":
+		return p.importGitolite(ctx)
+	case "gitolite-where":
+		return p.gitoliteWhere(ctx)
 	case "apply":
 		return p.apply(ctx)
 	case "names":

@@ -34,6 +34,7 @@ type Grammar struct {
 	Approve      ApproveCmd     `cmd:"" help:"Let a held sync through, once: make the peer like this server, whatever it loses by that."`
 	Pause        PeerArgCmd     `cmd:"" help:"Stop pushing to a peer; what arrives meanwhile is kept."`
 	Resume       PeerArgCmd     `cmd:"" help:"Push to a paused peer again."`
+	Import       ImportCmd      `cmd:"" name:"import-gitolite" help:"Turn the mirroring of a gitolite 2 or 3 on this server into ours: print what would be done, and do it with --write."`
 	Forget       RepoArgCmd     `cmd:"" help:"Forget the jobs and the memory of a repository, which itself is not touched; for one that is gone, or whose master has changed."`
 	Backup       BackupCmd      `cmd:"" help:"Back up repositories of this server, masters, copies and local ones, to a backup peer."`
 	Snapshots    SnapshotsCmd   `cmd:"" help:"List the snapshots in a backup peer's vault."`
@@ -51,6 +52,7 @@ type Grammar struct {
 	User         IdentityCmd `cmd:"" hidden:"" help:"Forced command of a user (set in authorized_keys)."`
 	Names        NamesCmd    `cmd:"" hidden:"" help:"Print the names of repositories, peers or users (used by the completion of shells)."`
 	Await        AwaitCmd    `cmd:"" hidden:"" help:"Wait until a repository's jobs for some peers are done (used by post-receive)."`
+	Where        WhereCmd    `cmd:"" name:"gitolite-where" hidden:"" help:"Tell gitolite whether a user's push goes on here or to the master (used by its trigger)."`
 	MirrorDigest IdentityCmd `cmd:"" hidden:"" help:"Tell a peer the digests of the repositories that it is the master of (run for the verb mirror-digest)."`
 	SSH          SSHCmd      `cmd:"" name:"demo-ssh" hidden:"" help:"A minimal ssh client (used by demo)." passthrough:""`
 }
@@ -105,6 +107,7 @@ type ListKeysCmd struct {
 // HooksCmd is install-hooks [REPO|--all].
 type HooksCmd struct {
 	All          bool     `help:"Every repository below repo_base."`
+	Gitolite     bool     `help:"Every repository, now and later, of a gitolite 3 on this server."`
 	Repositories []string `arg:"" optional:"" name:"repo" help:"Repositories."`
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"mirror-shell/hooks"
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/gitolite"
 	"mirror-shell/internal/inbox"
 	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
@@ -53,7 +54,14 @@ func (p *Program) forced(ctx context.Context) error {
 
 // InstallHooksIn puts our hooks into a repository.
 func (p *Program) InstallHooksIn(ctx context.Context, repo git.Repo) error {
-	_, err := hooks.Install(ctx, repo, p.Programs)
+	server, err := p.Server()
+	if err != nil {
+		return err
+	}
+	if err := gitolite.LinkHooks(server, repo); err != nil {
+		return err
+	}
+	_, err = hooks.Install(ctx, repo, p.Programs)
 	return err
 }
 
@@ -243,6 +251,12 @@ func (p *Program) listKeys() error {
 // must not keep the others unprotected.
 func (p *Program) installHooks(ctx context.Context) error {
 	cmd := p.InstallHooks
+	if cmd.Gitolite {
+		if cmd.All || len(cmd.Repositories) > 0 {
+			return Usage{"--gitolite is for all repositories: name none"}
+		}
+		return p.installGitoliteHooks(ctx)
+	}
 	if cmd.All == (len(cmd.Repositories) > 0) {
 		return Usage{"name repositories, or give --all"}
 	}
@@ -250,7 +264,16 @@ func (p *Program) installHooks(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	names, err := server.Select(cmd.Repositories)
+	err = p.installSelected(ctx, server, cmd.Repositories)
+	if cmd.All {
+		fmt.Fprint(p.Stdout, futureHooks(p.Programs))
+	}
+	return err
+}
+
+// installSelected installs the hooks in the repositories that match, and says what it did.
+func (p *Program) installSelected(ctx context.Context, server *mirrorcfg.Server, patterns []string) error {
+	names, err := server.Select(patterns)
 	errs := []error{err}
 	changed := 0
 	for _, name := range names {
@@ -271,9 +294,6 @@ func (p *Program) installHooks(ctx context.Context) error {
 		}
 	}
 	fmt.Fprintf(p.Stdout, "%d of %d repositories changed\n", changed, len(names))
-	if cmd.All {
-		fmt.Fprint(p.Stdout, futureHooks(p.Programs))
-	}
 	if errors.Join(errs...) != nil {
 		if err != nil {
 			return err

@@ -51,7 +51,7 @@ func (e *Env) Gitolites(t testing.TB, names ...string) []*Gitolite {
 	}
 	for _, g := range hosts {
 		g.setUp(t)
-		g.introduce(t, admin)
+		g.Introduce(t, admin)
 		known := g.host.Home(".ssh/known_hosts")
 		g.host.write(t, ".ssh/known_hosts", 0o600, e.knownHosts())
 		g.host.write(t, ".ssh/config", 0o600, e.sshConfig(g.host.keyFile(), known))
@@ -112,7 +112,7 @@ func (g *Gitolite) end(t testing.TB) {
 }
 
 // Admin changes gitolite-admin by a push, after which gitolite has done what it
-// says. Files are paths below conf/ and keydir/ with their new content.
+// says. Files are paths below conf/ and keydir/ with their new content; "" removes one.
 func (g *Gitolite) Admin(t testing.TB, files map[string]string) {
 	t.Helper()
 	dir := g.adminDir(t)
@@ -120,6 +120,12 @@ func (g *Gitolite) Admin(t testing.TB, files map[string]string) {
 		file := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
+		}
+		if files[name] == "" {
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+			continue
 		}
 		writeFile(t, file, 0o644, 0, 0, files[name])
 	}
@@ -153,7 +159,7 @@ func (g *Gitolite) adminDir(t testing.TB) string {
 // host's name to the person's ssh. Who may do what is in gitolite.conf.
 func (g *Gitolite) AddUser(t testing.TB, c *Client) {
 	t.Helper()
-	g.introduce(t, c)
+	g.Introduce(t, c)
 	g.Admin(t, map[string]string{"keydir/" + c.Name + ".pub": readFile(t, c.PublicKey())})
 }
 
@@ -167,8 +173,8 @@ func (g *Gitolite) AddPeer(t testing.TB, s *Server) {
 	g.Admin(t, map[string]string{serverKey(s.Name): readFile(t, s.PublicKey())})
 }
 
-// introduce makes the host's name an alias for a person.
-func (g *Gitolite) introduce(t testing.TB, c *Client) {
+// Introduce makes the host's name an alias for a person.
+func (g *Gitolite) Introduce(t testing.TB, c *Client) {
 	t.Helper()
 	g.makeAlias(t, filepath.Join(c.Dir, "ssh_config"), filepath.Join(c.Dir, "known_hosts"), 0o644, Account{})
 }

@@ -71,6 +71,7 @@ func (c *command) examine(ctx context.Context) []Finding {
 	findings := c.examineServer(ctx)
 	repositories, peers := c.examineRepositories(ctx)
 	findings = append(findings, repositories...)
+	findings = append(findings, c.examineGitolite(ctx)...)
 	findings = append(findings, c.examineMap(ctx)...)
 	keys, keyPeers := c.examineKeys()
 	findings = append(findings, keys...)

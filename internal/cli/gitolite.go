@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"mirror-shell/hooks"
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/gitolite"
+	"mirror-shell/mirrorcfg"
+	"mirror-shell/shell"
+)
+
+// WhereCmd is gitolite-where USER DIR REPO.
+type WhereCmd struct {
+	User string `arg:"" help:"Who pushes."`
+	Dir  string `arg:"" help:"The repository's directory."`
+	Repo string `arg:"" help:"The repository's name."`
+}
+
+// gitoliteWhere tells gitolite's trigger where a user's push belongs: one line, "here"
+// or "redirect"; or the reason for a refusal on standard error, and exit status 1.
+// gitolite has authenticated the user, and has found that they may write. It is as the hook
+// is: a repository that is not mirrored is left alone, however broken our configuration is.
+func (p *Program) gitoliteWhere(ctx context.Context) error {
+	cmd := p.Where
+	refuse := func(err error) error {
+		fmt.Fprintf(p.Stderr, "fatal: %v\n", err)
+		return Exit(1)
+	}
+	user, err := shell.NewUser(cmd.User)
+	if err != nil {
+		return refuse(err)
+	}
+	cfg, err := mirrorcfg.LoadRepo(ctx, cmd.Repo, git.Repo{Dir: cmd.Dir})
+	if err != nil {
+		return refuse(fmt.Errorf("push refused: %w", err))
+	}
+	if cfg.Master == "" {
+		fmt.Fprintln(p.Stdout, "here")
+		return nil
+	}
+	server, err := p.Server()
+	if err != nil {
+		return refuse(fmt.Errorf("push refused: %s has a master, but whether this server is it cannot be told: %w", cmd.Repo, err))
+	}
+	d := shell.DecideUser(shell.Facts{Hostname: server.Hostname, Repo: cfg}, user, shell.Request{Verb: shell.ReceivePack, Repo: cmd.Repo})
+	switch d.Action {
+	case shell.RunGit:
+		fmt.Fprintln(p.Stdout, "here")
+	case shell.Redirect:
+		fmt.Fprintln(p.Stdout, "redirect")
+	default:
+		return refuse(errors.New(d.Message))
+	}
+	return nil
+}
+
+// installGitoliteHooks puts our hooks where gitolite takes those for all repositories
+// from, and has gitolite link them into the repositories. gitolite unlinks hooks of these
+// names that a repository has of its own: they get their second name before.
+func (p *Program) installGitoliteHooks(ctx context.Context) error {
+	server, err := p.Server()
+	if err != nil {
+		return err
+	}
+	rc, err := gitolite.Load(ctx)
+	if err != nil {
+		return err
+	}
+	if rc.LocalCode == "" {
+		return errors.New(`LOCAL_CODE is not set in ~/.gitolite.rc: uncomment LOCAL_CODE => "$ENV{HOME}/local", there, and run this again`)
+	}
+	if filepath.Clean(rc.RepoBase) != server.RepoBase {
+		return fmt.Errorf("gitolite's repositories are in %s, and repo_base in %s is %s: let both name one directory", rc.RepoBase, server.File, server.RepoBase)
+	}
+	changes, err := hooks.InstallInto(rc.HooksDir(), p.Programs)
+	for _, line := range changes {
+		fmt.Fprintln(p.Stdout, line)
+	}
+	if err != nil {
+		return err
+	}
+	result := p.installSelected(ctx, server, nil)
+	if err := rc.PropagateHooks(ctx); err != nil {
+		return errors.Join(result, err)
+	}
+	fmt.Fprintf(p.Stdout, "gitolite has linked the hooks in %s into all repositories, and links them into those that it makes\n", rc.HooksDir())
+	for _, problem := range rc.Problems(server, p.Sibling("mirror-shell"), true) {
+		fmt.Fprintf(p.Stdout, "still to do: %s: %s\n", problem.Detail, problem.Do)
+	}
+	return result
+}
+
+// GitoliteProblems looks at gitolite's configuration, on a server where gitolite manages
+// the repositories; here is false on others.
+func GitoliteProblems(ctx context.Context, server *mirrorcfg.Server, programs string) (problems []gitolite.Problem, here bool, err error) {
+	if server.Gitolite.Programs == "" {
+		// The admin repository is what every host of gitolite has, and nobody else.
+		_, err := os.Stat(filepath.Join(server.RepoBase, "gitolite-admin.git/gl-conf"))
+		if err != nil || !gitolite.Available() {
+			return nil, false, nil
+		}
+	}
+	rc, err := gitolite.Load(ctx)
+	if err != nil {
+		return nil, true, err
+	}
+	hidden, err := hidesRescued(ctx, server)
+	if err != nil {
+		return nil, true, err
+	}
+	if !hidden {
+		problems = append(problems, gitolite.Problem{Detail: "those who come through gitolite-shell see rescued commits, below refs/mirror/",
+			Do: "git config --global transfer.hideRefs refs/mirror", Warning: true})
+	}
+	installed := rc.LocalCode != "" && hooks.InstalledIn(rc.HooksDir())
+	return append(problems, rc.Problems(server, filepath.Join(programs, "mirror-shell"), installed)...), true, nil
+}
+
+// hidesRescued reports whether git hides refs/mirror/ in a session that is not ours, by
+// what holds for gitolite-admin, which every host of gitolite has.
+func hidesRescued(ctx context.Context, server *mirrorcfg.Server) (bool, error) {
+	_, repo, err := server.Find("gitolite-admin")
+	if err != nil {
+		return true, nil // then it is not this that is wrong
+	}
+	entries, err := repo.Config(ctx, `^(transfer|uploadpack)\.hiderefs$`)
+	return slices.ContainsFunc(entries, func(e git.ConfigEntry) bool { return strings.TrimSuffix(e.Value, "/") == "refs/mirror" }), err
+}

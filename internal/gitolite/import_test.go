@@ -1,0 +1,106 @@
+package gitolite
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"mirror-shell/mirrorcfg"
+)
+
+func TestKeys(t *testing.T) {
+	for name, c := range map[string]struct {
+		options Options
+		want    map[string]string
+	}{
+		"none": {Options{}, map[string]string{}},
+		"plain": {Options{"mirror.master": "frodo", "mirror.copies": "sam gollum", "mirror.redirectOK": "all"},
+			map[string]string{"gitolite.mirror.master": "frodo", "gitolite.mirror.slaves": "gollum sam", "gitolite.mirror.redirectOK": "true"}},
+		"kinds": {Options{"mirror.master": "frodo", "mirror.copies-1": "sam", "mirror.copies.sync.x": "gollum", "mirror.copies.nosync": "merry", "mirror.redirectOK-2": "sam gollum"},
+			map[string]string{"gitolite.mirror.master": "frodo", "gitolite.mirror.slaves": "gollum sam", "gitolite.mirror.sync": "gollum",
+				"gitolite.mirror.nosync": "merry", "gitolite.mirror.redirectOK": "gollum sam"}},
+		"all with nosync": {Options{"mirror.copies": "sam", "mirror.copies.nosync": "merry", "mirror.redirectOK": "all"},
+			map[string]string{"gitolite.mirror.slaves": "sam", "gitolite.mirror.nosync": "merry", "gitolite.mirror.redirectOK": "merry sam"}},
+		"old words": {Options{"mirror.slaves": "sam", "mirror.slaves.sync": "sam"},
+			map[string]string{"gitolite.mirror.slaves": "sam", "gitolite.mirror.sync": "sam"}},
+		"last kind wins": {Options{"mirror.copies": "sam", "mirror.copies.sync": "sam", "mirror.copies.nosync": "sam"},
+			map[string]string{"gitolite.mirror.nosync": "sam"}},
+	} {
+		got, err := c.options.Keys()
+		if diff := cmp.Diff(c.want, got); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
+		}
+	}
+	if keys, err := (Options{"mirror.master": "../x"}).Keys(); err == nil {
+		t.Error(keys)
+	}
+}
+
+func TestReadRC(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "rc")
+	for text, want := range map[string]struct {
+		name string
+		two  bool
+	}{
+		"%RC = (\n  UMASK => 0077,\n    # HOSTNAME => \"no\",\n    HOSTNAME   =>  'frodo',\n);\n": {"frodo", false},
+		"$GL_UMASK = 0077;\n# $GL_HOSTNAME = \"no\";\n$GL_HOSTNAME = \"sam\";\n":                  {"sam", true},
+		"%RC = (\n);\n": {"", false},
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if name, two, err := ReadRC(file); name != want.name || two != want.two || err != nil {
+			t.Errorf("%q: %q, %v, %v", text, name, two, err)
+		}
+	}
+	if _, _, err := ReadRC(file + "x"); err == nil {
+		t.Error("a missing file is read")
+	}
+}
+
+func TestProblems(t *testing.T) {
+	good := RC{Programs: "/g", RepoBase: "/r", LocalCode: "/l", GitConfigKeys: `foo gitolite\.mirror\..*`, PreGit: []string{"renice 10", "MirrorShell::pre_git"}, Program: "/x/mirror-shell"}
+	server := &mirrorcfg.Server{RepoBase: "/r", Gitolite: mirrorcfg.Gitolite{Programs: "/g"}}
+	if found := good.Problems(server, "/x/mirror-shell", true); len(found) > 0 {
+		t.Errorf("%+v", found)
+	}
+	for name, change := range map[string]func(rc *RC) bool{
+		"base":        func(rc *RC) bool { rc.RepoBase = "/other"; return true },
+		"programs":    func(rc *RC) bool { rc.Programs = "/other"; return true },
+		"local":       func(rc *RC) bool { rc.LocalCode = ""; return true },
+		"no hooks":    func(*RC) bool { return false },
+		"keys":        func(rc *RC) bool { rc.GitConfigKeys = "gitweb.*"; return true },
+		"trigger":     func(rc *RC) bool { rc.PreGit = []string{"MirrorShell::pre_gitx"}; return true },
+		"program":     func(rc *RC) bool { rc.Program = ""; return true },
+		"moved there": func(rc *RC) bool { rc.Program = "/y/mirror-shell"; return true },
+	} {
+		rc := good
+		installed := change(&rc)
+		if found := rc.Problems(server, "/x/mirror-shell", installed); len(found) != 1 || found[0].Do == "" {
+			t.Errorf("%s: %+v", name, found)
+		}
+	}
+}
+
+func FuzzParseOptions(f *testing.F) {
+	f.Add("ip1\tgitolite-options.mirror.master\tfrodo\nip1\tgitolite-options.mirror.copies-1\tsam gollum\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		all, err := parseOptions(text)
+		if err != nil {
+			return
+		}
+		for _, options := range all {
+			keys, err := options.Keys()
+			if err != nil {
+				continue
+			}
+			for key, value := range keys {
+				if _, ours := map[string]bool{"gitolite.mirror.master": true, mirrorcfg.SlavesKey: true, mirrorcfg.SyncKey: true, nosyncKey: true, "gitolite.mirror.redirectOK": true}[key]; !ours || value == "" {
+					t.Errorf("%q = %q", key, value)
+				}
+			}
+		}
+	})
+}

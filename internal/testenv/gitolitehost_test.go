@@ -1,0 +1,145 @@
+package testenv_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"mirror-shell/internal/testenv"
+)
+
+// hostedConf is gitolite.conf on frodo, and so on sam.
+const hostedConf = `
+repo gitolite-admin ip1 closed wild/..*
+    config gitolite.mirror.master = frodo
+    config gitolite.mirror.slaves = sam
+repo ip1
+    RW+ main = alice
+    RW+ topic/ = alice
+    -   = alice
+    RW+ = @all
+    config gitolite.mirror.redirectOK = sam
+repo closed
+    RW+ = alice
+repo wild/..*
+    C = alice
+    RW+ = CREATOR
+`
+
+// Two servers on which gitolite decides what users may do and mirror-shell does the
+// mirroring, of gitolite-admin, too.
+func TestGitoliteHosts(t *testing.T) {
+	t.Parallel()
+	env := testenv.New(t, "gollum")
+	alice := env.Client(t, "alice")
+	frodo, sam := env.Gitolites(t, "frodo")[0], env.Gitolites(t, "sam")[0]
+	for _, g := range []*testenv.Gitolite{frodo, sam} {
+		g.HostMirrorShell(t, "[accept]\ncreate = [\"wild/**\"]\n")
+		g.Introduce(t, alice)
+	}
+	frodo.PeerWith(t, sam.Host())
+	frodo.AddUser(t, alice)
+	frodo.AddConf(t, hostedConf)
+	frodo.Host().Serve(t)
+	defer frodo.Host().StopServe(t)
+
+	// sam takes over frodo's gitolite-admin, in place of its own.
+	sam.Host().Git(t, "gitolite-admin", "config", "gitolite.mirror.master", "frodo")
+	r := frodo.Host().Run(t, "mirror-shell", "sync", "gitolite-admin")
+	if r.Status != 1 || !strings.Contains(r.Stderr+r.Stdout, "held") {
+		t.Fatalf("a gitolite-admin of another history: %s", r)
+	}
+	frodo.Host().MustRun(t, "mirror-shell", "approve", "gitolite-admin", "sam")
+	hasKey := func(g *testenv.Gitolite, repo, want string) bool {
+		r := g.Host().Run(t, "git", "--git-dir="+g.RepoDir(repo), "config", "gitolite.mirror.master")
+		return strings.TrimSpace(r.Stdout) == want
+	}
+	if !testenv.Poll(func() bool { return hasKey(sam, "ip1", "frodo") }) {
+		t.Fatal("sam does not compile frodo's gitolite.conf")
+	}
+	keys := sam.Host().Home(".ssh/authorized_keys")
+	text, err := os.ReadFile(keys)
+	if err != nil || !strings.Contains(string(text), "gitolite-shell alice\"") || !strings.Contains(string(text), "mirror-shell:peer:frodo.pub") {
+		t.Fatalf("sam's authorized_keys, %v:\n%s", err, text)
+	}
+
+	// Users come by gitolite-shell; the rest is mirror-shell's.
+	work := alice.Dir + "/work"
+	alice.Git(t, alice.Dir, "init", "-q", work)
+	push := func(url, ref string) testenv.Result {
+		t.Helper()
+		alice.Git(t, work, "commit", "-q", "--allow-empty", "-m", ref)
+		return alice.Run(t, work, "git", "push", url, "HEAD:refs/heads/"+ref)
+	}
+	arrives := func(repo string) {
+		t.Helper()
+		if !testenv.Poll(func() bool { return frodo.Host().RefText(t, repo) == sam.Host().RefText(t, repo) }) {
+			t.Fatalf("%s on frodo:\n%son sam:\n%s", repo, frodo.Host().RefText(t, repo), sam.Host().RefText(t, repo))
+		}
+	}
+	expect := func(r testenv.Result, status int, text string) {
+		t.Helper()
+		if (r.Status != 0) != (status != 0) || !strings.Contains(r.Stderr, text) {
+			t.Errorf("%swithout %q", r, text)
+		}
+	}
+	expect(push("frodo:ip1", "main"), 0, "frodo ==== (ip1) ===> sam")
+	arrives("ip1")
+	expect(push("sam:ip1", "topic/one"), 0, "sam ==== alice (ip1) ===> frodo")
+	arrives("ip1")
+	expect(push("sam:ip1", "forbidden"), 1, "DENIED by refs/.*")
+	expect(push("frodo:ip1", "forbidden"), 1, "DENIED by refs/.*")
+	expect(push("sam:closed", "main"), 1, "fatal: sam is not the master of closed, please push to frodo")
+	if strings.Contains(frodo.Host().RefText(t, "ip1"), "forbidden") {
+		t.Error("a forbidden branch was created")
+	}
+	// Without the trigger the hook refuses.
+	rc, err := os.ReadFile(sam.Host().Home(".gitolite.rc"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), []byte(strings.Replace(string(rc), "PRE_GIT", "NO_PRE_GIT", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expect(push("sam:closed", "main"), 1, "remote: fatal: sam is not the master of closed, please push to frodo")
+	// … and believes no environment: sshd here accepts what it should not.
+	expect(alice.Run(t, work, "env", "MIRROR_SHELL_PEER=frodo", "git", "-c", "core.sshCommand=ssh -o SendEnv=MIRROR_SHELL_PEER", "push", "sam:closed", "HEAD:refs/heads/main"),
+		1, "remote: fatal: sam is not the master of closed, please push to frodo")
+	if r := sam.Host().Run(t, "mirror-shell", "doctor"); !strings.Contains(r.Stdout, "PRE_GIT in ~/.gitolite.rc does not have MirrorShell::pre_git") {
+		t.Errorf("doctor: %s", r)
+	}
+	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), rc, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	// A repository made later, on both; its hooks are ours.
+	frodo.AddConf(t, "\nrepo later\n    RW+ = alice\n    config gitolite.mirror.master = frodo\n    config gitolite.mirror.slaves = sam\n")
+	if !testenv.Poll(func() bool { return hasKey(sam, "later", "frodo") }) {
+		t.Fatal("the new repository does not come to sam")
+	}
+	expect(push("frodo:later", "main"), 0, "frodo ==== (later) ===> sam")
+	arrives("later")
+	expect(push("sam:later", "main"), 1, "fatal: sam is not the master")
+	// A wild one is created on sam, too, with its creator, and is gitolite's there.
+	expect(push("frodo:wild/a", "main"), 0, "frodo ==== (wild/a) ===> sam")
+	if !testenv.Poll(func() bool { _, err := os.Stat(sam.RepoDir("wild/a")); return err == nil }) {
+		t.Fatal("the wild repository is not created on sam")
+	}
+	arrives("wild/a")
+	alice.Git(t, work, "ls-remote", "--exit-code", "sam:wild/a")
+	expect(push("sam:wild/a", "main"), 1, "fatal: sam is not the master of wild/a")
+	if got := strings.TrimSpace(sam.Host().Git(t, "wild/a", "config", "gitolite.mirror.slaves")); got != "sam" {
+		t.Errorf("gitolite.conf is not applied to it on sam: slaves = %q", got)
+	}
+
+	// gitolite's update hook, slow for many refs, does not run in a mirror push.
+	if out := sam.Host().MustRun(t, "sh", "-c", "cat .gitolite/logs/*"); strings.Contains(out, "bypass") {
+		t.Errorf("gitolite's update hook has run:\n%s", out)
+	}
+
+	for _, g := range []*testenv.Gitolite{frodo, sam} {
+		if r := g.Host().Run(t, "mirror-shell", "doctor"); !strings.Contains(r.Stdout, "ok    gitolite: ") || !strings.Contains(r.Stdout, "ok    hooks: ") {
+			t.Errorf("doctor on %s: %s", g.Name, r)
+		}
+	}
+}

@@ -1,0 +1,98 @@
+package shell
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+
+	"mirror-shell/internal/git"
+	"mirror-shell/internal/meta"
+	"mirror-shell/mirrorcfg"
+)
+
+// A gitolite 3 that is the master of a wild repository, which is one that a user's push
+// has created, sends before each of its pushes
+//
+//	CREATOR=alice perms -c 'REPO'
+//
+// with its gl-perms on standard input, and pushes whatever we answer: it does not look.
+// The copy is created by that, if there is none, with that creator and those permissions.
+
+// maxPerms bounds what is read before it is known to be sound.
+const maxPerms = 64 << 10
+
+// A line of gl-perms is a role and those who have it, people and groups.
+var permsLine = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]*([ \t]+@?[0-9A-Za-z][0-9A-Za-z._@+-]*)*$`)
+
+// parsePerms reads a gl-perms to the end of input. Comments and blank lines are dropped.
+func parsePerms(r io.Reader) (string, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxPerms+1))
+	if err != nil {
+		return "", err
+	}
+	if len(data) > maxPerms {
+		return "", fmt.Errorf("more than %d bytes", maxPerms)
+	}
+	var perms strings.Builder
+	for line := range strings.Lines(string(data)) {
+		line, _, _ = strings.Cut(line, "#")
+		line = strings.Trim(line, " \t\r\n")
+		if line == "" {
+			continue
+		}
+		if !permsLine.MatchString(line) {
+			return "", fmt.Errorf("%.80q is not a role with its users", line)
+		}
+		perms.WriteString(line + "\n")
+	}
+	return perms.String(), nil
+}
+
+// parseWild reads what follows "CREATOR=".
+func parseWild(creator, rest string) (Request, error) {
+	if err := mirrorcfg.CheckUser(creator); err != nil {
+		return Request{}, err
+	}
+	arg, ok := strings.CutPrefix(rest, "perms -c ")
+	if !ok {
+		return Request{}, errors.New("only perms -c may name a creator")
+	}
+	repo, err := parseRepo(arg)
+	return Request{Verb: WildPerms, User: creator, Repo: repo}, err
+}
+
+// decideWild: as a mirror push, and on [accept] create where the repository is not here.
+func decideWild(f Facts, peer Peer, req Request) Decision {
+	if f.Repo == nil && f.Create {
+		return Decision{Action: TakeWild, Host: peer.name}
+	}
+	d := decideMirrorPush(f, peer, req)
+	if d.Action == Refuse {
+		return d
+	}
+	return Decision{Action: TakeWild, Host: peer.name}
+}
+
+// takeWild carries it out, in repo where it exists.
+func (s *Session) takeWild(ctx context.Context, req Request, master string, repo git.Repo, exists bool) error {
+	perms, err := parsePerms(s.Stdin)
+	if err != nil {
+		return fmt.Errorf("%s: gl-perms: %w", s.Server.Hostname, err)
+	}
+	data := &meta.Data{Creator: &req.User, Perms: &perms}
+	if err := data.Check(); err != nil {
+		return fmt.Errorf("%s: %w", s.Server.Hostname, err)
+	}
+	if exists {
+		_, err = meta.Apply(ctx, repo, s.Server.Accept, data)
+	} else {
+		_, err = s.createFor(ctx, master, req.Repo, data)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.Server.Hostname, err)
+	}
+	return nil
+}
