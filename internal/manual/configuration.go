@@ -30,7 +30,11 @@ func Keys(readme string) ([]Key, error) {
 	}
 	section, _, _ = strings.Cut(section, "\n### ")
 	var keys []Key
+	table := ""
 	for line := range strings.Lines(section) {
+		if strings.HasPrefix(line, "#### ") { // the table below it is of a backup peer
+			table = "peer.NAME"
+		}
 		if !strings.HasPrefix(line, "| `") {
 			continue
 		}
@@ -38,7 +42,7 @@ func Keys(readme string) ([]Key, error) {
 		if len(cells) != 3 {
 			return nil, fmt.Errorf("README, %s: %q has %d cells, not 3", configurationHeading, line, len(cells))
 		}
-		keys = append(keys, row(cells)...)
+		keys = append(keys, row(table, cells)...)
 	}
 	if len(keys) == 0 {
 		return nil, fmt.Errorf("README, %s: no table of keys", configurationHeading)
@@ -46,11 +50,10 @@ func Keys(readme string) ([]Key, error) {
 	return keys, nil
 }
 
-// row reads one row; several keys of a table may share one.
-func row(cells []string) []Key {
+// row reads one row; several keys of a table may share one, which is named before the first.
+func row(table string, cells []string) []Key {
 	var keys []Key
 	defaults := strings.Split(cells[1], ", ")
-	table := ""
 	for i, match := range code.FindAllStringSubmatch(cells[0], -1) {
 		name := match[1]
 		if head, rest, found := strings.Cut(name, "] "); found {
