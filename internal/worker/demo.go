@@ -57,7 +57,7 @@ func (d *demonstration) run(ctx context.Context, repo string) error {
 	if err := d.setUp(ctx); err != nil {
 		return err
 	}
-	steps := []func(context.Context) error{d.exchangeKeys, d.configure, d.start, d.greet, func(ctx context.Context) error { return d.clone(ctx, repo) }, d.push, d.redirect, d.refused}
+	steps := []func(context.Context) error{d.exchangeKeys, d.configure, d.start, d.greet, func(ctx context.Context) error { return d.clone(ctx, repo) }, d.push, d.redirect, d.refused, d.backup}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err
@@ -117,11 +117,11 @@ func (d *demonstration) exchangeKeys(ctx context.Context) error {
 }
 
 func (d *demonstration) configure(ctx context.Context) error {
-	d.tell("The repository ip1: frodo is its master, sam and gollum are slaves, and sam may redirect pushes")
+	d.tell("The repository ip1: frodo is its master, sam and gollum are slaves, sam may redirect pushes, and every push is also backed up to vault, a directory of frodo's")
 	for _, s := range d.servers {
 		keys := [][2]string{{"master", "frodo"}, {"redirectOK", "sam"}}
 		if s.name == "frodo" {
-			keys = append(keys, [2]string{"slaves", "sam gollum"})
+			keys = append(keys, [2]string{"slaves", "sam gollum vault"})
 		}
 		if err := d.must(ctx, &s.demoHost, "git", "init", "--quiet", "--bare", "repositories/ip1.git"); err != nil {
 			return err
@@ -229,6 +229,31 @@ func (d *demonstration) refused(ctx context.Context) error {
 	if err := d.typed(ctx, d.alice, "git", "-C", "work", "push", "gollum:ip1", "HEAD:refs/heads/main"); err == nil {
 		return errors.New("gollum accepted a push, and should have refused it")
 	}
+	return nil
+}
+
+// backup shows the snapshots, and brings the latest back.
+func (d *demonstration) backup(ctx context.Context) error {
+	frodo := &d.servers[0].demoHost
+	d.tell("Each push was a point in time; frodo brings the latest back, checks every object, and has what it had")
+	for _, argv := range [][]string{
+		{"mirror-shell", "sync"}, {"mirror-shell", "snapshots"}, {"mirror-shell", "restore", "ip1", "--into", "restored"},
+	} {
+		if err := d.must(ctx, frodo, argv...); err != nil {
+			return err
+		}
+	}
+	var refs [2]map[string]string
+	for i, dir := range []string{"repositories", "restored"} {
+		var err error
+		if refs[i], err = (git.Repo{Dir: filepath.Join(frodo.home, dir, "ip1.git")}).Refs(ctx); err != nil {
+			return err
+		}
+	}
+	if !maps.Equal(refs[0], refs[1]) {
+		return errors.New("the restored repository has other refs")
+	}
+	fmt.Fprintln(d.out, "# the restored repository has the same refs")
 	return nil
 }
 

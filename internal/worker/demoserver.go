@@ -88,7 +88,7 @@ func (d *demonstration) everybody() []*demoHost {
 // files writes the server's configuration and makes its host key, which it
 // returns in authorized_keys' form.
 func (s *demoServer) files() (string, error) {
-	config := fmt.Sprintf("hostname = %q\n[ssh]\nlisten = %q\n", s.name, s.address)
+	config := fmt.Sprintf("hostname = %q\n[ssh]\nlisten = %q\n[peer.vault]\nkind = \"backup\"\nurl = %q\n", s.name, s.address, filepath.Join(s.home, "vault"))
 	if err := writeFile(filepath.Join(s.home, ".config/mirror-shell/config.toml"), 0o600, config); err != nil {
 		return "", err
 	}
