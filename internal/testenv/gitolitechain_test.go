@@ -105,6 +105,9 @@ var blanks = regexp.MustCompile(`[ \t]+\n`)
 
 func (c *chain) keep(who, command, output string) {
 	output = strings.ReplaceAll(output, "\x1b[K", "")
+	if output != "" && !strings.HasSuffix(output, "\n") {
+		output += "\n"
+	}
 	fmt.Fprintf(&c.typed, "%s$ %s\n%s", who, command, blanks.ReplaceAllString(output, "\n"))
 }
 
