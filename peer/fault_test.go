@@ -233,7 +233,11 @@ func TestHang(t *testing.T) {
 			f.Commit("refs/heads/topic")
 			transport.onReceivePack(func(ctx context.Context, s *stream) { hang(ctx, s, limits[0], limits[1]) })
 			start := time.Now()
-			err := f.SyncFails("nothing moved for 1s (worker.stall_timeout)")
+			want := "nothing moved for 1s (worker.stall_timeout)"
+			if name == "before the report" {
+				want = "nothing moved for 3s (worker.stall_timeout, and more for 2 refs)"
+			}
+			err := f.SyncFails(want)
 			if took := time.Since(start); took > 15*time.Second {
 				t.Errorf("it took %s", took)
 			}
@@ -262,6 +266,22 @@ func TestTrickle(t *testing.T) {
 	start := time.Now()
 	f.MustSync()
 	if took := time.Since(start); took < 3*time.Second {
+		t.Errorf("it took only %s", took)
+	}
+}
+
+// Hooks that the peer runs ref by ref say nothing, and may together take longer than
+// the limit.
+func TestHooksOfManyRefs(t *testing.T) {
+	t.Parallel()
+	f, transport := newFixture(t, time.Second)
+	transport.copy.Hook("update", "sleep 0.1")
+	for i := range 25 {
+		f.Commit(fmt.Sprintf("refs/heads/b%d", i))
+	}
+	start := time.Now()
+	f.MustSync()
+	if took := time.Since(start); took < 2*time.Second {
 		t.Errorf("it took only %s", took)
 	}
 }

@@ -226,6 +226,17 @@ type conn struct {
 
 func (c *conn) Read(p []byte) (int, error) { return c.in.Read(p) }
 
+// wholeConn tells when everything has been written to a peer.
+type wholeConn struct {
+	*conn
+	whole func()
+}
+
+func (c wholeConn) CloseWrite() error {
+	c.whole()
+	return c.conn.CloseWrite()
+}
+
 // open starts command on the peer; what it writes to its standard error is said.
 func (r *syncRun) open(ctx context.Context, command string, say io.Writer) (*conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -369,9 +380,11 @@ func (r *syncRun) send(ctx context.Context, conn *conn, todo plan, have []string
 		return err
 	}
 	said := prefixed(r.say)
-	report, err := sendpack.Push(conn, conn, r.adv, todo.commands, pack, sendpack.Options{
+	sent := wholeConn{conn, func() { r.pulse.busy(len(todo.commands)) }}
+	report, err := sendpack.Push(conn, sent, r.adv, todo.commands, pack, sendpack.Options{
 		ObjectFormat: objectFormat(r.ours), Progress: said, Agent: "mirror-shell", Stop: stopPacking,
 	})
+	r.pulse.busy(0)
 	end := r.ended(conn, err)
 	said.end()
 	if err == nil {

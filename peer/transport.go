@@ -119,6 +119,7 @@ type pulse struct {
 	paused atomic.Int64 // how many works of our own are under way
 	own    atomic.Int64 // nanoseconds that they have taken, by themselves or together
 	sent   atomic.Int64 // bytes written to the peer
+	refs   atomic.Int64 // how many the peer is busy with; see busy
 	cancel context.CancelCauseFunc
 	done   chan struct{}
 }
@@ -144,15 +145,30 @@ func watch(ctx context.Context, limit time.Duration) (context.Context, *pulse) {
 			if p.paused.Load() > 0 {
 				p.beat()
 			}
-			idle := time.Since(time.Unix(0, p.last.Load()))
-			if idle >= limit {
-				cancel(fmt.Errorf("%w: nothing moved for %s (worker.stall_timeout)", errStalled, limit))
+			idle, patience, why := time.Since(time.Unix(0, p.last.Load())), limit, "worker.stall_timeout"
+			if n := p.refs.Load(); n > 0 {
+				patience += min(time.Duration(n)*perRef, maxWorking*limit)
+				why += fmt.Sprintf(", and more for %d refs", n)
+			}
+			if idle >= patience {
+				cancel(fmt.Errorf("%w: nothing moved for %s (%s)", errStalled, patience, why))
 				return
 			}
-			timer.Reset(limit - idle)
+			timer.Reset(patience - idle)
 		}
 	}()
 	return ctx, p
+}
+
+// perRef is how long a peer may work on each ref of a push without a byte. git runs
+// the update hook for one ref after the other, and gives a sign of life only when a single
+// one takes long. gitolite's starts perl: a thousand refs took 161 s on a busy machine.
+const perRef = time.Second
+
+// busy says that the peer has all of a push of n refs and works on it; 0 ends that.
+func (p *pulse) busy(n int) {
+	p.refs.Store(int64(n))
+	p.beat()
 }
 
 func (p *pulse) beat() { p.last.Store(time.Now().UnixNano()) }

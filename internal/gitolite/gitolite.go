@@ -19,7 +19,10 @@ package gitolite
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -132,15 +135,46 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 	}
 	if !hasTrigger(rc.PreGit) {
 		add(true, "PRE_GIT in ~/.gitolite.rc does not have "+Trigger+": pushes to a slave are refused, and not redirected",
-			"copy contrib/gitolite/lib to LOCAL_CODE, and write PRE_GIT => ['"+Trigger+"'],")
-	} else if wanted := rc.Program; wanted != program && (wanted != "" || program != defaultProgram) {
-		add(false, "MIRROR_SHELL in ~/.gitolite.rc is "+quote(wanted)+", and this is "+program, fmt.Sprintf("write MIRROR_SHELL => '%s',", program))
+			"copy contrib/gitolite/lib (of the Debian package: /usr/share/mirror-shell/gitolite/lib) to LOCAL_CODE, and write PRE_GIT => ['"+Trigger+"'],")
+	} else if _, err := os.Stat(filepath.Join(rc.LocalCode, triggerFile)); rc.LocalCode != "" && errors.Is(err, fs.ErrNotExist) {
+		add(false, filepath.Join(rc.LocalCode, triggerFile)+" is not there, and PRE_GIT names it: gitolite refuses every user's clone and push",
+			"copy contrib/gitolite/lib (of the Debian package: /usr/share/mirror-shell/gitolite/lib) to "+rc.LocalCode)
+	} else if started := rc.starts(); !sameFile(started, program) {
+		add(false, "gitolite starts "+started+", and this is "+program, fmt.Sprintf("write MIRROR_SHELL => '%s', in ~/.gitolite.rc", program))
 	}
 	return found
 }
 
-// defaultProgram is where the trigger looks for mirror-shell unless it is told.
-const defaultProgram = "/usr/local/bin/mirror-shell"
+// triggerFile is the trigger, below LOCAL_CODE.
+const triggerFile = "lib/Gitolite/Triggers/MirrorShell.pm"
+
+// usualPrograms are where the trigger looks for mirror-shell unless it is told.
+var usualPrograms = [2]string{"/usr/local/bin/mirror-shell", "/usr/bin/mirror-shell"}
+
+// starts is the mirror-shell that the trigger starts.
+func (rc *RC) starts() string {
+	if rc.Program != "" {
+		return rc.Program
+	}
+	if info, err := os.Stat(usualPrograms[0]); err == nil && info.Mode()&0o111 != 0 {
+		return usualPrograms[0]
+	}
+	return usualPrograms[1]
+}
+
+// sameFile reports whether two paths lead to one file: the Debian package has links in
+// /usr/bin.
+func sameFile(a, b string) bool {
+	if a == b {
+		return true
+	}
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other)
+}
 
 func quote(s string) string {
 	if s == "" {

@@ -1,6 +1,7 @@
 package gitolite
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -61,7 +62,14 @@ func TestReadRC(t *testing.T) {
 }
 
 func TestProblems(t *testing.T) {
-	good := RC{Programs: "/g", RepoBase: "/r", LocalCode: "/l", GitConfigKeys: `foo gitolite\.mirror\..*`, PreGit: []string{"renice 10", "MirrorShell::pre_git"}, Program: "/x/mirror-shell"}
+	local := t.TempDir()
+	if err := os.MkdirAll(filepath.Dir(filepath.Join(local, triggerFile)), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(local, triggerFile), []byte("1;\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	good := RC{Programs: "/g", RepoBase: "/r", LocalCode: local, GitConfigKeys: `foo gitolite\.mirror\..*`, PreGit: []string{"renice 10", "MirrorShell::pre_git"}, Program: "/x/mirror-shell"}
 	server := &mirrorcfg.Server{RepoBase: "/r", Gitolite: mirrorcfg.Gitolite{Programs: "/g"}}
 	if found := good.Problems(server, "/x/mirror-shell", true); len(found) > 0 {
 		t.Errorf("%+v", found)
@@ -73,6 +81,7 @@ func TestProblems(t *testing.T) {
 		"no hooks":    func(*RC) bool { return false },
 		"keys":        func(rc *RC) bool { rc.GitConfigKeys = "gitweb.*"; return true },
 		"trigger":     func(rc *RC) bool { rc.PreGit = []string{"MirrorShell::pre_gitx"}; return true },
+		"no file":     func(rc *RC) bool { rc.LocalCode = t.TempDir(); return true },
 		"program":     func(rc *RC) bool { rc.Program = ""; return true },
 		"moved there": func(rc *RC) bool { rc.Program = "/y/mirror-shell"; return true },
 	} {
@@ -80,6 +89,20 @@ func TestProblems(t *testing.T) {
 		installed := change(&rc)
 		if found := rc.Problems(server, "/x/mirror-shell", installed); len(found) != 1 || found[0].Do == "" {
 			t.Errorf("%s: %+v", name, found)
+		}
+	}
+}
+
+// The Debian package has links to its programs in /usr/bin.
+func TestSameFile(t *testing.T) {
+	dir := t.TempDir()
+	program, link := filepath.Join(dir, "mirror-shell"), filepath.Join(dir, "link")
+	if err := errors.Join(os.WriteFile(program, nil, 0o700), os.Symlink("mirror-shell", link), os.WriteFile(filepath.Join(dir, "other"), nil, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for other, want := range map[string]bool{program: true, link: true, filepath.Join(dir, "other"): false, filepath.Join(dir, "none"): false} {
+		if sameFile(other, program) != want {
+			t.Errorf("%s: %t", other, !want)
 		}
 	}
 }

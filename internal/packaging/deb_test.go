@@ -220,6 +220,11 @@ func useInstalled(t *testing.T, dir string) {
 			run(t, dir, "man", "-w", page[0], page[1])
 		}
 	}
+	for _, file := range []string{"README.md", "lib/Gitolite/Triggers/MirrorShell.pm"} {
+		if readFile(t, "/usr/share/mirror-shell/gitolite/"+file) != readFile(t, sourceTree+"/contrib/gitolite/"+file) {
+			t.Errorf("%s for gitolite is another file", file)
+		}
+	}
 	const complete = `source /usr/share/bash-completion/completions/mirror-shell
 COMP_WORDS=(mirror-shell request-p); COMP_CWORD=1; _mirror_shell; printf '%s\n' "${COMPREPLY[@]}"`
 	if out := run(t, dir, "bash", "--norc", "-c", complete); out != "request-push\n" {

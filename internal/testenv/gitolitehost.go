@@ -67,3 +67,14 @@ func (g *Gitolite) PeerWith(t testing.TB, servers ...*Server) {
 		s.MustRun(t, "mirror-shell", "add-peer", g.PublicKey())
 	}
 }
+
+// PeerWithGitolite makes the host, which has mirror-shell, and gitolites that have none
+// peers: the host's key is server-NAME there, and theirs is a peer's here.
+func (g *Gitolite) PeerWithGitolite(t testing.TB, others ...*Gitolite) {
+	t.Helper()
+	for _, other := range others {
+		other.AddPeer(t, g.host)
+		g.introduceTo(t, other.host)
+		g.host.MustRun(t, "mirror-shell", "add-peer", other.PublicKey())
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"mirror-shell/internal/cli"
@@ -142,6 +143,9 @@ func (c *command) examineForeign(ctx context.Context, peer string, err error) []
 	if err != nil {
 		return []Finding{{check, fail, fmt.Sprintf("%s → %s: %s", c.server.Hostname, peer, proc.OneLine(err.Error(), 300)), do}}
 	}
+	if user, version, ok := gitoliteGreeting(text); ok {
+		return []Finding{judgeGitolite(c.server.Hostname, peer, user, version)}
+	}
 	return []Finding{{check, warn, fmt.Sprintf("%s → %s: answers, and is not mirror-shell: %s", c.server.Hostname, peer, proc.OneLine(text, 120)),
 		"nothing, if that is so; HEAD and metadata do not travel to it"}}
 }
@@ -153,9 +157,18 @@ func (c *command) ask(ctx context.Context, peer, command string) (string, error)
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	var out proc.Tail
+	var out head
 	cmd := proc.Command(ctx, proc.Env("LC_ALL=C"), proc.SSH(peer, command)...)
 	cmd.Stdout = &out
 	_, err := proc.Run(cmd)
-	return out.String(), err
+	return strings.TrimSpace(string(out)), err
+}
+
+// head keeps the first 64 KiB of what is written to it: a gitolite greets, and then lists
+// all its repositories.
+type head []byte
+
+func (h *head) Write(p []byte) (int, error) {
+	*h = append(*h, p[:min(len(p), 64<<10-len(*h))]...)
+	return len(p), nil
 }

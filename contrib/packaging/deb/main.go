@@ -104,6 +104,9 @@ func (b build) pack(info *nfpm.Info) (string, error) {
 	return file, os.Rename(file+".new", file)
 }
 
+// trigger is for the LOCAL_CODE of a gitolite 3. It finds mirror-shell in /usr/bin by itself.
+const trigger = "gitolite/lib/Gitolite/Triggers/MirrorShell.pm"
+
 // fill puts what a package has beside programs into the staging directory.
 func (b build) fill(version, maintainer string, when time.Time) error {
 	here := "contrib/packaging/"
@@ -113,6 +116,7 @@ func (b build) fill(version, maintainer string, when time.Time) error {
 		here + "README.Debian": "doc/README.Debian", here + "copyright": "doc/copyright",
 		"README.md": "doc/README.md.gz", "SECURITY.md": "doc/SECURITY.md", "CHANGELOG.md": "doc/CHANGELOG.md.gz",
 		"contrib/cron/mirror-shell": "examples/mirror-shell.cron", "contrib/logrotate/mirror-shell": "examples/mirror-shell.logrotate",
+		"contrib/gitolite/README.md": "gitolite/README.md", "contrib/" + trigger: trigger,
 		filepath.Join(b.stage, "manual/mirror-shell.1"): "manual/mirror-shell.1.gz", filepath.Join(b.stage, "manual/mirror-shell.toml.5"): "manual/mirror-shell.toml.5.gz",
 	} {
 		errs = append(errs, b.copy(from, to))
@@ -135,7 +139,7 @@ func (b build) copy(from, to string) error {
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(to, "doc/") {
+	if !strings.HasPrefix(to, "doc/") && !strings.HasPrefix(to, "gitolite/") {
 		data = bytes.ReplaceAll(data, []byte("/usr/local/bin/mirror-shell"), []byte("/usr/bin/mirror-shell"))
 	}
 	return b.put(to, data)

@@ -5,7 +5,7 @@ package Gitolite::Triggers::MirrorShell;
 # In ~/.gitolite.rc, with this file below LOCAL_CODE's lib/Gitolite/Triggers:
 #
 #     PRE_GIT      => ['MirrorShell::pre_git'],
-#     # MIRROR_SHELL => '/usr/local/bin/mirror-shell',   # where it is, when not there
+#     # MIRROR_SHELL => '/opt/bin/mirror-shell',   # unless it is in /usr/local/bin or /usr/bin
 #
 # gitolite has checked by then that the user may write to the repository at all. On
 # the master, and in a repository that is not mirrored, nothing happens: gitolite
@@ -19,6 +19,8 @@ use Gitolite::Common;
 use strict;
 use warnings;
 
+my @usual = ( '/usr/local/bin/mirror-shell', '/usr/bin/mirror-shell' );
+
 sub pre_git {
     my ( $repo, $user, $aa ) = @_[ 1, 2, 3 ];
     return if $aa ne 'W';
@@ -26,7 +28,7 @@ sub pre_git {
     # By these our hooks know a session of ours, and this one is not.
     delete @ENV{qw(MIRROR_SHELL_PEER MIRROR_SHELL_USER)};
 
-    my $program = $rc{MIRROR_SHELL} || '/usr/local/bin/mirror-shell';
+    my $program = $rc{MIRROR_SHELL} || ( -x $usual[0] ? $usual[0] : $usual[1] );
     my $where   = ask( $program, 'gitolite-where', '--', $user, "$rc{GL_REPO_BASE}/$repo.git", $repo );
     return if $where eq 'here';
     _die "mirror-shell: unexpected answer '$where'" if $where ne 'redirect';
