@@ -20,27 +20,31 @@ func timed(f func()) time.Duration {
 
 // firstBackup is a backup of the big repository to an empty vault, against a bundle of everything that goes to the same place.
 // The history of a first snapshot is walked through after it was published: both moments are measured.
-func (a *arena) firstBackup(rounds int) (cases []bench.Case) {
+func (a *arena) firstBackup(rounds int, to place) bench.Case {
 	v := a.openVaults()
-	for _, to := range []place{toDirectory, toS3} {
-		const published, checked, bundle = "mirror-shell backup, until published", "the same, until it has ended, checked", "git bundle create - --all"
-		until := bench.Sample{Name: checked}
-		c := bench.Measure("backup, first, to "+string(to), rounds,
-			bench.Contestant{Name: published, Run: func() time.Duration {
-				peer := v.peer(to)
-				atManifest, atEnd := v.firstTimes(to, peer)
-				until.Values = append(until.Values, float64(atEnd))
-				v.remove(to, peer)
-				return atManifest
-			}},
-			bench.Contestant{Name: bundle, Run: func() time.Duration {
-				return timed(func() { v.rival(to, "all.bundle", "bundle", "create", "-q", "-", "--all") })
-			}})
-		until.Values = until.Values[1:] // the turn that does not count
-		c.Samples = append(c.Samples, until)
-		cases = append(cases, c.Must(bench.Faster(published, bundle, 5)))
+	const published, checked = "mirror-shell backup, until published", "the same, until it has ended, checked"
+	const bundle, walked = "git bundle create - --all, which has a bitmap of the pack", "the same of a repository without bitmaps"
+	until := bench.Sample{Name: checked}
+	rival := func(bitmaps string) func() time.Duration {
+		return func() time.Duration {
+			return timed(func() {
+				v.rival(to, "all"+bitmaps+".bundle", "-c", "pack.useBitmaps="+bitmaps, "bundle", "create", "-q", "-", "--all")
+			})
+		}
 	}
-	return cases
+	c := bench.Measure("backup, first, to "+string(to), rounds,
+		bench.Contestant{Name: published, Run: func() time.Duration {
+			peer := v.peer(to)
+			atManifest, atEnd := v.firstTimes(to, peer)
+			until.Values = append(until.Values, float64(atEnd))
+			v.remove(to, peer)
+			return atManifest
+		}},
+		bench.Contestant{Name: bundle, Run: rival("true")},
+		bench.Contestant{Name: walked, Run: rival("false")})
+	until.Values = until.Values[1:] // the turn that does not count
+	c.Samples = append(c.Samples, until)
+	return c.Must(bench.Faster(published, bundle, 5), bench.Faster(published, walked, 5))
 }
 
 // firstTimes takes a first backup and returns when its manifest was there and when the program had ended.
@@ -220,31 +224,28 @@ func (v *vaults) refFile(before string) string {
 }
 
 // restoreBackup brings the big repository back, against a clone from a bundle of it.
-func (a *arena) restoreBackup(rounds int) (cases []bench.Case) {
+func (a *arena) restoreBackup(rounds int, from place) bench.Case {
 	v, t := a.openVaults(), a.t
-	for _, from := range []place{toDirectory, toS3} {
-		peer, bundle := v.peer(from), "restore.bundle"
-		a.frodo.MustRun(t, "mirror-shell", "backup", big, "--to", peer)
-		v.rival(from, bundle, "bundle", "create", "-q", "-", "--all")
-		into := a.frodo.Home("restored")
-		restore := func(check string) func() time.Duration {
-			return func() time.Duration {
-				defer os.RemoveAll(into)
-				return timed(func() {
-					a.frodo.MustRun(t, "mirror-shell", "restore", big, "--from", peer, "--into", into, "--check", check)
-				})
-			}
+	const bundle = "restore.bundle"
+	peer, into := v.peer(from), a.frodo.Home("restored")
+	a.frodo.MustRun(t, "mirror-shell", "backup", big, "--to", peer)
+	v.rival(from, bundle, "bundle", "create", "-q", "-", "--all")
+	restore := func(check string) func() time.Duration {
+		return func() time.Duration {
+			defer os.RemoveAll(into)
+			return timed(func() {
+				a.frodo.MustRun(t, "mirror-shell", "restore", big, "--from", peer, "--into", into, "--check", check)
+			})
 		}
-		const quick, full, clone = "mirror-shell restore --check checksums", "mirror-shell restore --check full", "git clone --mirror from the bundle"
-		cases = append(cases, bench.Measure("backup, restore from "+string(from), rounds,
-			bench.Contestant{Name: quick, Run: restore("checksums")},
-			bench.Contestant{Name: full, Run: restore("full")},
-			bench.Contestant{Name: clone, Run: func() time.Duration {
-				defer os.RemoveAll(into)
-				return timed(func() { v.clone(from, bundle, into) })
-			}}).Must(bench.Faster(quick, clone, 10), bench.Faster(full, clone, 1.5)))
 	}
-	return cases
+	const quick, full, clone = "mirror-shell restore --check checksums", "mirror-shell restore --check full", "git clone --mirror from the bundle"
+	return bench.Measure("backup, restore from "+string(from), rounds,
+		bench.Contestant{Name: quick, Run: restore("checksums")},
+		bench.Contestant{Name: full, Run: restore("full")},
+		bench.Contestant{Name: clone, Run: func() time.Duration {
+			defer os.RemoveAll(into)
+			return timed(func() { v.clone(from, bundle, into) })
+		}}).Must(bench.Faster(quick, clone, 10), bench.Faster(full, clone, 1.5))
 }
 
 // clone clones a bundle, which is downloaded first when it is not here.

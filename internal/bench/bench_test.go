@@ -39,10 +39,12 @@ func (a *arena) entries() []entry {
 		{"1,000 unchanged repositories", false, func(rounds int) []bench.Case { return a.unchanged(rounds, 1000) }},
 		{"10,000 unchanged repositories", true, func(rounds int) []bench.Case { return a.unchanged(min(rounds, 3), 10000) }},
 		{"memory of serve", true, one(a.memory)},
-		{"backup, first", false, a.firstBackup},
+		{"backup, first, to a directory", false, one(func(rounds int) bench.Case { return a.firstBackup(rounds, toDirectory) })},
+		{"backup, first, to S3", false, one(func(rounds int) bench.Case { return a.firstBackup(rounds, toS3) })},
 		{"backup, unchanged", false, a.unchangedBackup},
 		{"backup, one new commit", false, a.updateBackup},
-		{"backup, restore", false, a.restoreBackup},
+		{"backup, restore from a directory", false, one(func(rounds int) bench.Case { return a.restoreBackup(rounds, toDirectory) })},
+		{"backup, restore from S3", false, one(func(rounds int) bench.Case { return a.restoreBackup(rounds, toS3) })},
 		{"backup, memory", false, one(a.backupMemory)},
 	}
 }
