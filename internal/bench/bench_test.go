@@ -39,6 +39,13 @@ func (a *arena) entries() []entry {
 		{"1,000 unchanged repositories", false, func(rounds int) []bench.Case { return a.unchanged(rounds, 1000) }},
 		{"10,000 unchanged repositories", true, func(rounds int) []bench.Case { return a.unchanged(min(rounds, 3), 10000) }},
 		{"memory of serve", true, one(a.memory)},
+		{"backup, first, to a directory", false, one(func(rounds int) bench.Case { return a.firstBackup(rounds, toDirectory) })},
+		{"backup, first, to S3", false, one(func(rounds int) bench.Case { return a.firstBackup(rounds, toS3) })},
+		{"backup, unchanged", false, a.unchangedBackup},
+		{"backup, one new commit", false, a.updateBackup},
+		{"backup, restore from a directory", false, one(func(rounds int) bench.Case { return a.restoreBackup(rounds, toDirectory) })},
+		{"backup, restore from S3", false, one(func(rounds int) bench.Case { return a.restoreBackup(rounds, toS3) })},
+		{"backup, memory", false, one(a.backupMemory)},
 	}
 }
 
@@ -107,6 +114,7 @@ type arena struct {
 	work               string // alice's clone
 	commits            int
 	sockets            string // directory of ControlMaster's sockets
+	vaults             *vaults
 }
 
 func (a *arena) setUp() {

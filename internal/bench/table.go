@@ -31,11 +31,17 @@ type Unit string
 const (
 	Nanoseconds Unit = "ns"
 	Bytes       Unit = "bytes"
+	Count       Unit = "count"
 )
 
 // text is a figure for people.
 func (u Unit) text(v float64) string {
-	if u == Bytes {
+	switch {
+	case u == Count:
+		return fmt.Sprintf("%.4g", v)
+	case u == Bytes && v < 1<<20:
+		return fmt.Sprintf("%.1f KiB", v/(1<<10))
+	case u == Bytes:
 		return fmt.Sprintf("%.1f MiB", v/(1<<20))
 	}
 	return fmt.Sprintf("%.2f ms", v/float64(time.Millisecond))

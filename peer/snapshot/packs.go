@@ -82,7 +82,7 @@ func (p *localPack) contents(repository string) [2]content {
 	digits := p.index.digits
 	read := func(f *os.File, size int64, what string) func() (io.ReadCloser, error) {
 		return func() (io.ReadCloser, error) {
-			return io.NopCloser(&summed{r: io.NewSectionReader(f, 0, size), hash: newHash(digits), digits: digits, what: p.file + what}), nil
+			return &summed{r: io.NewSectionReader(f, 0, size), hash: aside(newHash(digits), size), digits: digits, what: p.file + what}, nil
 		}
 	}
 	key := dataOf(repository) + p.name
@@ -121,6 +121,8 @@ func (s *summed) Read(b []byte) (int, error) {
 	}
 	return n, err
 }
+
+func (s *summed) Close() error { return closeHash(s.hash) }
 
 func (s *summed) add(b []byte) {
 	if len(b) >= s.digits {

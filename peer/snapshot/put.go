@@ -211,7 +211,7 @@ func (p *passing) Open() (io.ReadCloser, error) {
 	if err != nil {
 		return nil, p.fail(err)
 	}
-	return &passingReader{pass: p, r: r, hash: counting{hash: sha256.New()}}, nil
+	return &passingReader{pass: p, r: r, hash: counting{hash: aside(sha256.New(), p.size)}}, nil
 }
 
 func (p *passing) fail(err error) error {
@@ -296,7 +296,7 @@ func (p *passing) judge(read counting) error {
 	return io.EOF
 }
 
-func (r *passingReader) Close() error { return r.r.Close() }
+func (r *passingReader) Close() error { return errors.Join(closeHash(r.hash.hash), r.r.Close()) }
 
 // counting counts and hashes what is written to it.
 type counting struct {

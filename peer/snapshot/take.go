@@ -164,6 +164,9 @@ func (t *taking) run(ctx context.Context) (err error) {
 	t.tips = t.now.Manifest.tips()
 	known := t.memory.recall(t.latest.Sum)
 	same := t.latest.Digest == t.now.Digest && t.latest.State == t.now.State()
+	if t.src.Look && !same {
+		return nil // what else is wrong with the latest snapshot changes nothing
+	}
 	bad, err := t.isBad(ctx, &known, same)
 	if err != nil {
 		return err

@@ -126,7 +126,7 @@ func (d *directory) List(ctx context.Context, prefix, after string, limit int) i
 			return
 		}
 		w := walk{ctx: ctx, d: d, prefix: prefix, after: after, limit: limit, yield: yield}
-		if err := w.dir("."); err != nil && err != errEnough {
+		if err := w.all(); err != nil && err != errEnough {
 			yield(Info{}, fmt.Errorf("list %s: %w", d.path, denied(err)))
 		}
 	}
@@ -142,6 +142,19 @@ type walk struct {
 	prefix, after string
 	limit, seen   int
 	yield         func(Info, error) bool
+}
+
+// all lists from the directory on that the prefix names: those above it may have thousands of others, which would have to be read
+// and sorted for each listing.
+func (w *walk) all() error {
+	if _, err := w.d.root.Stat("."); err != nil {
+		return err
+	}
+	i := strings.LastIndexByte(w.prefix, '/')
+	if i < 0 || CheckKey(w.prefix[:i]) != nil {
+		return w.dir(".")
+	}
+	return w.dir(w.prefix[:i])
 }
 
 // dir lists a directory in the order of whole keys. That is the order of names only when
