@@ -71,19 +71,30 @@ func (p *Peers) Vault(ctx context.Context, name string) (*snapshot.Vault, error)
 func (b *backupPeer) Sync(ctx context.Context, src Source, _ io.Writer) (Outcome, error) {
 	vault, err := b.peers.Vault(ctx, b.name)
 	if err != nil {
-		return Outcome{}, err
+		return Outcome{}, &shut{err}
 	}
 	source := b.source(src.Config, src.Repo.Dir)
-	source.ID = src.ID
+	source.ID, source.Progress = src.ID, src.Progress
 	taken, err := vault.Take(ctx, source)
 	out := Outcome{Digest: taken.Name.Digest, Note: taken.Note, Phases: phasesOf(taken.Phases), Sent: taken.Uploaded}
 	return out, b.explain(err)
 }
 
-// explain adds the sentinel of a peer that no repository can be brought to.
+// shut is why no repository at all can be brought to a vault. It is ErrUnreachable, and says the reason only.
+type shut struct{ error }
+
+func (s *shut) Unwrap() []error { return []error{ErrUnreachable, s.error} }
+
+// explain makes an error that concerns the vault as a whole one of the peer. Which repository and blob it
+// was met with says nothing then, and would hide the reason in a table.
 func (b *backupPeer) explain(err error) error {
-	if errors.Is(err, store.ErrUnreachable) || errors.Is(err, store.ErrDenied) {
-		return fmt.Errorf("%s: %w: %w", b.name, ErrUnreachable, err)
+	for _, sentinel := range []error{store.ErrUnreachable, store.ErrDenied} {
+		if errors.Is(err, sentinel) {
+			for next := errors.Unwrap(err); next != nil && next != sentinel && errors.Is(next, sentinel); next = errors.Unwrap(next) {
+				err = next
+			}
+			return &shut{fmt.Errorf("%s: %w", b.name, err)}
+		}
 	}
 	return err
 }
@@ -100,7 +111,7 @@ func (b *backupPeer) Look(ctx context.Context, cfg *mirrorcfg.Repo) (Standing, e
 func (b *backupPeer) look(ctx context.Context, cfg *mirrorcfg.Repo, id string) (snapshot.Result, error) {
 	vault, err := b.peers.Vault(ctx, b.name)
 	if err != nil {
-		return snapshot.Result{}, err
+		return snapshot.Result{}, &shut{err}
 	}
 	_, repo, err := b.peers.Server.Find(cfg.Name)
 	if err != nil {

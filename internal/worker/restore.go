@@ -43,6 +43,7 @@ type restoreRun struct {
 	vault *snapshot.Vault
 	at    time.Time
 	shown *progress
+	bytes *stage
 	began time.Time
 	mu    sync.Mutex
 	all   []restored
@@ -112,6 +113,7 @@ func inVault(ctx context.Context, vault *snapshot.Vault, patterns []string) ([]s
 
 func (r *restoreRun) run(ctx context.Context, names []string) {
 	done := r.shown.Stage("repositories restored", len(names))
+	r.bytes = r.shown.Bytes("written")
 	var all errgroup.Group
 	all.SetLimit(min(r.server.Worker.Jobs, max(2, runtime.NumCPU())))
 	for _, name := range names {
@@ -134,9 +136,12 @@ func (r *restoreRun) run(ctx context.Context, names []string) {
 // one restores one repository. Its error is that the repository is not there as it was.
 func (r *restoreRun) one(ctx context.Context, name string, out *restored) error {
 	chosen, err := r.vault.Choose(ctx, name, r.at, r.Restore.ID)
-	if errors.Is(err, snapshot.ErrNoSnapshot) && r.wide() {
-		out.Skipped, out.Note = true, err.Error()
-		return nil
+	if errors.Is(err, snapshot.ErrNoSnapshot) {
+		err = r.absent(ctx, name, chosen)
+		if r.wide() {
+			out.Skipped, out.Note = true, err.Error()
+			return nil
+		}
 	}
 	if err != nil {
 		return err
@@ -146,7 +151,7 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 	if err != nil {
 		return err
 	}
-	options := snapshot.RestoreOptions{WithoutHooks: r.Restore.WithoutHooks}
+	options := snapshot.RestoreOptions{WithoutHooks: r.Restore.WithoutHooks, Progress: r.bytes.Done}
 	if r.Restore.Check == "checksums" {
 		options.Check = snapshot.Checksums
 	}
@@ -164,6 +169,24 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 		return r.hooked(ctx, git.Repo{Dir: dir})
 	}
 	return nil
+}
+
+// absent says why nothing fits, and what there is.
+func (r *restoreRun) absent(ctx context.Context, name string, chosen snapshot.Choice) error {
+	if r.Restore.ID != "" {
+		return fmt.Errorf("it has no part in the run %s: mirror-shell snapshots %s lists what there is", r.Restore.ID, name)
+	}
+	if len(chosen.Notes) > 0 {
+		return fmt.Errorf("%s, and there is none before that", chosen.Notes[len(chosen.Notes)-1])
+	}
+	var oldest snapshot.Name
+	for s, err := range r.vault.Snapshots(ctx, name) {
+		if err != nil {
+			return err
+		}
+		oldest = s
+	}
+	return fmt.Errorf("there is no snapshot from before %s: the oldest is of %s", r.at.Local().Format(time.DateTime), oldest.Time.Local().Format("2006-01-02 15:04:05.000"))
 }
 
 // wide reports whether more was asked for than names: what did not exist at that time is then no failure.
