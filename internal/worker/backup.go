@@ -34,8 +34,8 @@ type backupSummary struct {
 	Unchanged    int           `json:"unchanged"` // are as their latest snapshot says
 	Taken        []backupEntry `json:"taken"`     // have a new one
 	Failures     []backupEntry `json:"failures"`
+	Bytes        int64         `json:"bytes"`  // uploaded
 	Queued       int           `json:"queued"` // wait for a vault that cannot be reached
-	Bytes        int64         `json:"bytes"` // uploaded
 	Seconds      float64       `json:"seconds"`
 }
 
@@ -289,7 +289,7 @@ func (r *backupRun) stage(name string, steps int) *stage {
 
 // failed notes and tells a failure. The lock is held, or nobody else is at work.
 func (r *backupRun) failed(repository string, err error) {
-	e := backupEntry{Repository: repository, Error: proc.OneLine(err.Error(), 600)}
+	e := backupEntry{Repository: repository, Error: proc.OneLine(strings.TrimPrefix(err.Error(), r.peer+": "), 600)}
 	r.summary.Failures = append(r.summary.Failures, e)
 	if r.shown != nil {
 		fmt.Fprintf(r.shown, "mirror-shell: %s: %s\n", cmp.Or(repository, r.peer), e.Error)

@@ -18,7 +18,7 @@ type progress struct {
 	stderr io.Writer
 	bars   *mpb.Progress // nil: nothing is shown
 	stage  *stage
-	bytes  *stage        // beside it
+	bytes  *stage // beside it
 }
 
 // stage is one bar. Its methods may be called by any number of goroutines; those of nil do nothing.

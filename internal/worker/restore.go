@@ -267,7 +267,7 @@ func (r *restoreRun) finish(ctx context.Context) error {
 			fmt.Fprintln(r.Stdout, "what slaves have beyond this is held: see mirror-shell status after mirror-shell sync; mirror-shell sync --pull-from PEER REPO fetches it")
 		}
 	}
-	if count["failed"] > 0 {
+	if count["failed"] > 0 || count["skipped"] == len(r.all) { // nothing is not what was asked for
 		return cli.Exit(1)
 	}
 	return nil
