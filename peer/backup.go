@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net/url"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -43,7 +46,34 @@ type backupPeer struct {
 // rates all jobs share.
 type vaults struct {
 	mu     sync.Mutex
-	opened map[string]*snapshot.Vault
+	opened map[string]openedVault
+}
+
+// openedVault is a vault and, where that is a directory, which one it was when it was opened.
+type openedVault struct {
+	*snapshot.Vault
+	dir fs.FileInfo
+}
+
+// vaultDir looks at the directory that a URL names; nil: it names none, or there is none.
+func vaultDir(place string) fs.FileInfo {
+	if u, err := url.Parse(place); err == nil && u.Scheme == "file" {
+		place = u.Path
+	}
+	if !filepath.IsAbs(place) {
+		return nil
+	}
+	info, err := os.Stat(place)
+	if err != nil {
+		return nil
+	}
+	return info
+}
+
+// current reports whether the directory is still the one at that place: a disk that was mounted over it, or
+// a directory that was moved away, would go on to be written to unseen.
+func (o openedVault) current(place string) bool {
+	return o.Vault != nil && (o.dir == nil || os.SameFile(o.dir, vaultDir(place)))
 }
 
 // Vault returns the vault of a backup peer. The error says what is wrong with its configuration.
@@ -53,17 +83,18 @@ func (p *Peers) Vault(ctx context.Context, name string) (*snapshot.Vault, error)
 	}
 	p.vaults.mu.Lock()
 	defer p.vaults.mu.Unlock()
-	if v := p.vaults.opened[name]; v != nil {
-		return v, nil
+	place := p.Server.Peers[name].URL
+	if v := p.vaults.opened[name]; v.current(place) {
+		return v.Vault, nil
 	}
 	v, err := p.openVault(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if p.vaults.opened == nil {
-		p.vaults.opened = map[string]*snapshot.Vault{}
+		p.vaults.opened = map[string]openedVault{}
 	}
-	p.vaults.opened[name] = v
+	p.vaults.opened[name] = openedVault{v, vaultDir(place)}
 	return v, nil
 }
 
