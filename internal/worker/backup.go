@@ -299,7 +299,7 @@ func (r *backupRun) failed(repository string, err error) {
 // finish prints the summary; the error is that not everything is in the vault.
 func (r *backupRun) finish(ctx context.Context) error {
 	r.shown.Close()
-	if err := ctx.Err(); err != nil {
+	if err := stopped(ctx); err != nil {
 		return err
 	}
 	s := &r.summary

@@ -119,8 +119,11 @@ func (r *restoreRun) run(ctx context.Context, names []string) {
 	for _, name := range names {
 		all.Go(func() error {
 			defer done.Done(1)
+			if ctx.Err() != nil {
+				return nil // finish tells
+			}
 			out := restored{Repository: name}
-			if err := cmp.Or(ctx.Err(), r.one(ctx, name, &out)); err != nil {
+			if err := r.one(ctx, name, &out); err != nil {
 				out.Error = proc.OneLine(err.Error(), 1000)
 			}
 			r.mu.Lock()
@@ -235,7 +238,7 @@ func (r *restoreRun) tell(out restored) {
 // finish prints the summary; the error is that something could not be restored.
 func (r *restoreRun) finish(ctx context.Context) error {
 	r.shown.Close()
-	if err := ctx.Err(); err != nil {
+	if err := stopped(ctx); err != nil {
 		return err
 	}
 	slices.SortFunc(r.all, func(a, b restored) int { return cmp.Compare(a.Repository, b.Repository) })

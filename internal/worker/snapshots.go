@@ -85,7 +85,7 @@ func (c *command) verify(ctx context.Context) error {
 	bad, began := 0, time.Now()
 	for _, repository := range repositories {
 		v := c.verifyOne(ctx, name, vault, repository, read)
-		if err := ctx.Err(); err != nil {
+		if err := stopped(ctx); err != nil {
 			return err
 		}
 		for _, finding := range v.Findings {

@@ -78,3 +78,11 @@ func (c *command) latestKnown(repository, peerName string) string {
 	}
 	return snapshot.Remembered(peer.BackupMemory(repo.Dir, peerName))
 }
+
+// stopped is why a command ends early, as people want to read it; nil: it goes on.
+func stopped(ctx context.Context) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	return fmt.Errorf("stopped: %w", context.Cause(ctx))
+}
