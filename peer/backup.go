@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net/url"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -43,7 +46,34 @@ type backupPeer struct {
 // rates all jobs share.
 type vaults struct {
 	mu     sync.Mutex
-	opened map[string]*snapshot.Vault
+	opened map[string]openedVault
+}
+
+// openedVault is a vault and, where that is a directory, which one it was when it was opened.
+type openedVault struct {
+	*snapshot.Vault
+	dir fs.FileInfo
+}
+
+// vaultDir looks at the directory that a URL names; nil: it names none, or there is none.
+func vaultDir(place string) fs.FileInfo {
+	if u, err := url.Parse(place); err == nil && u.Scheme == "file" {
+		place = u.Path
+	}
+	if !filepath.IsAbs(place) {
+		return nil
+	}
+	info, err := os.Stat(place)
+	if err != nil {
+		return nil
+	}
+	return info
+}
+
+// current reports whether the directory is still the one at that place: a disk that was mounted over it, or
+// a directory that was moved away, would go on to be written to unseen.
+func (o openedVault) current(place string) bool {
+	return o.Vault != nil && (o.dir == nil || os.SameFile(o.dir, vaultDir(place)))
 }
 
 // Vault returns the vault of a backup peer. The error says what is wrong with its configuration.
@@ -53,17 +83,18 @@ func (p *Peers) Vault(ctx context.Context, name string) (*snapshot.Vault, error)
 	}
 	p.vaults.mu.Lock()
 	defer p.vaults.mu.Unlock()
-	if v := p.vaults.opened[name]; v != nil {
-		return v, nil
+	place := p.Server.Peers[name].URL
+	if v := p.vaults.opened[name]; v.current(place) {
+		return v.Vault, nil
 	}
 	v, err := p.openVault(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if p.vaults.opened == nil {
-		p.vaults.opened = map[string]*snapshot.Vault{}
+		p.vaults.opened = map[string]openedVault{}
 	}
-	p.vaults.opened[name] = v
+	p.vaults.opened[name] = openedVault{v, vaultDir(place)}
 	return v, nil
 }
 
@@ -71,19 +102,30 @@ func (p *Peers) Vault(ctx context.Context, name string) (*snapshot.Vault, error)
 func (b *backupPeer) Sync(ctx context.Context, src Source, _ io.Writer) (Outcome, error) {
 	vault, err := b.peers.Vault(ctx, b.name)
 	if err != nil {
-		return Outcome{}, err
+		return Outcome{}, &shut{err}
 	}
 	source := b.source(src.Config, src.Repo.Dir)
-	source.ID = src.ID
+	source.ID, source.Progress = src.ID, src.Progress
 	taken, err := vault.Take(ctx, source)
 	out := Outcome{Digest: taken.Name.Digest, Note: taken.Note, Phases: phasesOf(taken.Phases), Sent: taken.Uploaded}
 	return out, b.explain(err)
 }
 
-// explain adds the sentinel of a peer that no repository can be brought to.
+// shut is why no repository at all can be brought to a vault. It is ErrUnreachable, and says the reason only.
+type shut struct{ error }
+
+func (s *shut) Unwrap() []error { return []error{ErrUnreachable, s.error} }
+
+// explain makes an error that concerns the vault as a whole one of the peer. Which repository and blob it
+// was met with says nothing then, and would hide the reason in a table.
 func (b *backupPeer) explain(err error) error {
-	if errors.Is(err, store.ErrUnreachable) || errors.Is(err, store.ErrDenied) {
-		return fmt.Errorf("%s: %w: %w", b.name, ErrUnreachable, err)
+	for _, sentinel := range []error{store.ErrUnreachable, store.ErrDenied} {
+		if errors.Is(err, sentinel) {
+			for next := errors.Unwrap(err); next != nil && next != sentinel && errors.Is(next, sentinel); next = errors.Unwrap(next) {
+				err = next
+			}
+			return &shut{fmt.Errorf("%s: %w", b.name, err)}
+		}
 	}
 	return err
 }
@@ -100,7 +142,7 @@ func (b *backupPeer) Look(ctx context.Context, cfg *mirrorcfg.Repo) (Standing, e
 func (b *backupPeer) look(ctx context.Context, cfg *mirrorcfg.Repo, id string) (snapshot.Result, error) {
 	vault, err := b.peers.Vault(ctx, b.name)
 	if err != nil {
-		return snapshot.Result{}, err
+		return snapshot.Result{}, &shut{err}
 	}
 	_, repo, err := b.peers.Server.Find(cfg.Name)
 	if err != nil {

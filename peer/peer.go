@@ -46,6 +46,8 @@ type Source struct {
 	Repo   git.Repo
 	// ID of the run over all repositories that this is part of, or "": for kinds that keep it.
 	ID string
+	// Progress, when not nil, is told how far a backup is; see snapshot.Source.
+	Progress func(stage string, done, total int64)
 	// Several is true when other peers get the same, perhaps at the same time.
 	Several bool
 }
@@ -196,7 +198,9 @@ type Job struct {
 	// Listed is true when the job exists because a list names the peer: it is
 	// dropped when no list does any more.
 	Listed bool
-	ID     string // see Source
+	// See Source.
+	ID       string
+	Progress func(stage string, done, total int64)
 }
 
 // Sync makes job.Peer's copy of job.Repository equal, alone among this server's
@@ -242,7 +246,7 @@ func (p *Peers) syncRefs(ctx context.Context, job Job, say io.Writer) (Outcome, 
 		return Outcome{}, err
 	}
 	slaves, _ := cfg.Expand(server.Hostname, mirrorcfg.SlavesKey, mirrorcfg.SyncKey) // a mistake there is the hook's to tell
-	return opened.Sync(ctx, Source{Config: cfg, Repo: repo, ID: job.ID, Several: len(slaves) > 1}, say)
+	return opened.Sync(ctx, Source{Config: cfg, Repo: repo, ID: job.ID, Progress: job.Progress, Several: len(slaves) > 1}, say)
 }
 
 // lock finds a repository, waits for the lock of (repository, peer) and returns

@@ -58,6 +58,8 @@ func (p *Peers) PullFrom(ctx context.Context, repository, name string, say io.Wr
 	}
 	puller, able := opened.(Puller)
 	switch role := cfg.Role(p.Server.Hostname); {
+	case p.Kind(name) == KindBackup:
+		return Pulled{}, fmt.Errorf("%s is a backup: mirror-shell restore %s --from %s --in-place brings back what it has", name, cfg.Name, name)
 	case role != mirrorcfg.Master:
 		return Pulled{}, fmt.Errorf("%s is not the master of %s (%s here): pull on the master", p.Server.Hostname, cfg.Name, role)
 	case !cfg.Listed(p.Server.Hostname, name):

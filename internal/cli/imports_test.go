@@ -49,7 +49,7 @@ var allowed = map[string]string{
 	"internal/rescue":   "internal/git internal/sendpack mirrorcfg",
 	"internal/sendpack": "",
 	"internal/proc":     "",
-	"internal/testenv":  "",
+	"internal/testenv":  "peer/store/storetest",
 	"internal/bench":    "",
 	"internal/faults":   "internal/testenv",
 }

@@ -17,7 +17,7 @@ import (
 func checkUnits(t *testing.T, dir string, env []string) {
 	t.Helper()
 	units := append(glob(filepath.Join(dir, "mirror*.service")), glob(filepath.Join(dir, "mirror*.timer"))...)
-	if len(units) != 5 {
+	if len(units) != 11 {
 		t.Fatalf("%d units in %s: %q", len(units), dir, units)
 	}
 	cmd := exec.Command("systemd-analyze", append([]string{"verify", "--man=no"}, units...)...)

@@ -185,11 +185,11 @@ func ofRepository(ctx context.Context, server *mirrorcfg.Server, name string, jo
 			lines = append(lines, base)
 		}
 	case mirrorcfg.Master:
-		lines = ofMaster(cfg, server.Hostname, base, jobs)
+		lines = ofMaster(cfg, server, base, jobs)
 		jobs = nil
 	}
-	for _, job := range jobs { // left from when this server was the master
-		if job.State != queue.StateOK {
+	for _, job := range jobs { // backups are made in any role; the rest is left from when this server was the master
+		if job.State != queue.StateOK || isBackup(server, job.Peer) {
 			lines = append(lines, fromRow(base, job))
 		}
 	}
@@ -226,13 +226,15 @@ func rescued(ctx context.Context, name string, repo git.Repo) string {
 }
 
 // ofMaster is a line for every peer that has a job or that a list names.
-func ofMaster(cfg *mirrorcfg.Repo, hostname string, base Line, jobs []queue.Row) []Line {
+func ofMaster(cfg *mirrorcfg.Repo, server *mirrorcfg.Server, base Line, jobs []queue.Row) []Line {
+	hostname := server.Hostname
 	var lines []Line
 	seen := map[string]bool{}
 	for _, job := range jobs {
 		seen[job.Peer] = true
 		line := fromRow(base, job)
-		if !cfg.Listed(hostname, job.Peer) && settled(job) {
+		// A backup needs no list: a schedule, or cron, keeps it up.
+		if !cfg.Listed(hostname, job.Peer) && settled(job) && !isBackup(server, job.Peer) {
 			line.State = unlisted
 		}
 		lines = append(lines, line)
@@ -258,6 +260,10 @@ func ofMaster(cfg *mirrorcfg.Repo, hostname string, base Line, jobs []queue.Row)
 	}
 	sort.SliceStable(lines, func(i, j int) bool { return lines[i].Peer < lines[j].Peer })
 	return lines
+}
+
+func isBackup(server *mirrorcfg.Server, peer string) bool {
+	return server.Peers[peer].Kind == "backup"
 }
 
 // settled reports whether a job waits for nothing.

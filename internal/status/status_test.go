@@ -87,6 +87,22 @@ func TestCollect(t *testing.T) {
 }
 
 // Staleness counts in every state.
+// A backup is made in any role, and needs no list to be kept up.
+func TestBackups(t *testing.T) {
+	server := newServer(t, map[string]string{
+		"ip1":   "[gitolite \"mirror\"]\nmaster = frodo\n",
+		"ip2":   "[gitolite \"mirror\"]\nmaster = sam\n",
+		"local": "",
+		"other": "",
+	})
+	server.Peers = map[string]mirrorcfg.PeerConfig{"vault": {Kind: "backup"}}
+	jobs := table{row("ip1", "vault", queue.StateOK), row("ip2", "vault", queue.StateOK), row("local", "vault", queue.StateOK)}
+	want := []string{"ip1 master vault ok", "ip2 slave ", "ip2 slave vault ok", "local local vault ok"}
+	if got := lines(t, server, jobs); strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 func TestLate(t *testing.T) {
 	server := newServer(t, map[string]string{"ip1": "[gitolite \"mirror\"]\nmaster = frodo\nslaves = sam gollum gimli\n"})
 	server.Notify.Lag = mirrorcfg.Duration(time.Hour)

@@ -35,6 +35,8 @@ import (
 //	serve SERVER                starts the worker; serve -stop, serve -kill
 //	sshd SERVER                 starts sshd again after sshd -stop
 //	fill SERVER                 puts the server's state_dir on a disk that is full; fill -undo
+//	s3 [--lock] SERVER          makes a bucket, with object lock, for a backup peer of the server:
+//	                            $S3_URL, and ~/s3.credentials; s3 -stop, s3 -start
 //	wait-equal REPO [SERVER…]   waits for equal refs and HEADs (on all)
 //	until REGEXP PROGRAM ARG…   repeats a program until it prints a match; where that is exits,
 //	                            the exit status has to be right too
@@ -83,7 +85,7 @@ func RunScripts(t *testing.T, dir string, env func(testing.TB) *Env) {
 		Setup: func(s *testscript.Env) error {
 			t := s.T().(testing.TB)
 			e := env(t)
-			s.Values[scriptKey{}] = &scriptWorld{t, e}
+			s.Values[scriptKey{}] = &scriptWorld{t: t, env: e}
 			s.Setenv(envWorld, e.worldFile())
 			s.Setenv("ROOT", e.Root)
 			s.Setenv("FREE_PORT", strconv.Itoa(freePort(t)))
@@ -100,8 +102,9 @@ func RunScripts(t *testing.T, dir string, env func(testing.TB) *Env) {
 type scriptKey struct{}
 
 type scriptWorld struct {
-	t   testing.TB
-	env *Env
+	t      testing.TB
+	env    *Env
+	bucket *Bucket // the last that s3 made
 }
 
 // scriptCommands are the commands above that need this process.
@@ -113,6 +116,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"serve":      command(1, serve),
 	"sshd":       command(1, sshd),
 	"fill":       command(1, fill),
+	"s3":         command(1, s3Command),
 	"wait-equal": command(1, waitEqual),
 	"until":      command(2, until),
 	"set-config": command(2, setConfig),

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -33,7 +34,8 @@ type backupSummary struct {
 	Unchanged    int           `json:"unchanged"` // are as their latest snapshot says
 	Taken        []backupEntry `json:"taken"`     // have a new one
 	Failures     []backupEntry `json:"failures"`
-	Bytes        int64         `json:"bytes"` // uploaded
+	Bytes        int64         `json:"bytes"`  // uploaded
+	Queued       int           `json:"queued"` // wait for a vault that cannot be reached
 	Seconds      float64       `json:"seconds"`
 }
 
@@ -51,6 +53,7 @@ type backupRun struct {
 	peer, id string
 	peers    *peer.Peers
 	shown    *progress
+	bytes    *stage // uploaded; nil: nobody looks
 	began    time.Time
 	mu       sync.Mutex
 	equal    []queue.Verification
@@ -91,7 +94,8 @@ func (c *command) backup(ctx context.Context) error {
 	}
 	peers, stop := c.newPeers()
 	defer stop()
-	if _, err := peers.Vault(ctx, name); err != nil {
+	if peers.Kind(name) != kindBackup { // any other error of it is one that is queued for
+		_, err := peers.Vault(ctx, name)
 		return err
 	}
 	r := c.newBackupRun(name, peers)
@@ -153,6 +157,9 @@ func (r *backupRun) look(ctx context.Context, patterns []string) ([]string, erro
 	if stopped := compares.Wait(); stopped != nil {
 		err = stopped
 	}
+	if errors.Is(err, peer.ErrUnreachable) && ctx.Err() == nil {
+		return r.unlike(names), r.recordEqual(ctx) // whoever takes them will be told the same
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +168,15 @@ func (r *backupRun) look(ctx context.Context, patterns []string) ([]string, erro
 	}
 	slices.Sort(found)
 	return found, r.recordEqual(ctx)
+}
+
+// unlike returns the names that were not found to be as their latest snapshot says.
+func (r *backupRun) unlike(names []string) []string {
+	equal := map[string]bool{}
+	for _, v := range r.equal {
+		equal[v.Repository] = true
+	}
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return equal[name] })
 }
 
 // compare looks at one repository. Its error is one that stops them all: of any other, taking it will tell.
@@ -188,42 +204,80 @@ func (r *backupRun) recordEqual(ctx context.Context) error {
 // knows, and the worker tries again what failed.
 func (r *backupRun) take(ctx context.Context, names []string) {
 	taken := r.stage("repositories backed up", len(names))
-	all, ctx := errgroup.WithContext(ctx)
+	r.bytes = r.shown.Bytes("uploaded")
+	all, trying := errgroup.WithContext(ctx)
 	all.SetLimit(r.server.Worker.JobsPerPeer)
+	left := map[string]bool{}
 	for _, name := range names {
+		left[name] = true
 		all.Go(func() error {
 			defer taken.Done(1)
-			if err := ctx.Err(); err != nil {
+			if err := trying.Err(); err != nil {
 				return err
 			}
-			out, err := r.takeOne(ctx, name)
+			out, err := r.takeOne(trying, name)
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.summary.Bytes += out.Sent
 			switch {
 			case errors.Is(err, peer.ErrUnreachable):
 				return err // the others need not be tried
+			case trying.Err() != nil:
+				return err
 			case err != nil:
+				delete(left, name)
 				r.failed(name, err)
 			default:
+				delete(left, name)
 				r.summary.Taken = append(r.summary.Taken, backupEntry{Repository: name, Bytes: out.Sent, Note: out.Note})
 			}
 			return nil
 		})
 	}
-	if err := all.Wait(); err != nil {
-		r.failed("", err)
+	err := all.Wait()
+	if err != nil && ctx.Err() == nil {
+		err = errors.Join(err, r.enqueue(ctx, slices.Sorted(maps.Keys(left))))
+		r.summary.Queued = len(left)
+		r.failed("", fmt.Errorf("%w: %d repositories wait for it, and are tried again by the worker", err, len(left)))
 	}
+}
+
+// enqueue has the worker back up repositories: it tries again what fails, and status shows them.
+func (r *backupRun) enqueue(ctx context.Context, names []string) error {
+	changes := make([]queue.Change, len(names))
+	for i, repository := range names {
+		changes[i] = queue.Change{Key: queue.Key{Repository: repository, Peer: r.peer}, Origin: inbox.OriginExplicit, Time: r.began}
+	}
+	if _, err := r.queue.Enqueue(ctx, changes); err != nil {
+		return err
+	}
+	return r.wake()
 }
 
 func (r *backupRun) takeOne(ctx context.Context, name string) (out peer.Outcome, err error) {
 	key := queue.Key{Repository: name, Peer: r.peer}
 	_, err = r.queue.RunNow(ctx, key, inbox.OriginExplicit, func(ctx context.Context, j queue.Job) (queue.Result, error) {
 		var err error
-		out, err = r.peers.Sync(ctx, peer.Job{Repository: name, Peer: r.peer, ID: r.id}, r.Stderr)
+		out, err = r.peers.Sync(ctx, peer.Job{Repository: name, Peer: r.peer, ID: r.id, Progress: r.uploaded()}, r.Stderr)
 		return queue.Result{Digest: out.Digest, Note: out.Note}, inQueueTerms(err)
 	})
 	return out, err
+}
+
+// uploaded returns a function for one repository that counts what it uploads.
+func (r *backupRun) uploaded() func(stage string, done, total int64) {
+	var mu sync.Mutex
+	var was, wasTotal int64
+	return func(stage string, done, total int64) {
+		if stage != "upload" {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		r.bytes.Expect(total - wasTotal)
+		r.bytes.Done(done - was)
+		was, wasTotal = done, total
+	}
 }
 
 func (r *backupRun) stage(name string, steps int) *stage {
@@ -235,7 +289,7 @@ func (r *backupRun) stage(name string, steps int) *stage {
 
 // failed notes and tells a failure. The lock is held, or nobody else is at work.
 func (r *backupRun) failed(repository string, err error) {
-	e := backupEntry{Repository: repository, Error: proc.OneLine(err.Error(), 600)}
+	e := backupEntry{Repository: repository, Error: proc.OneLine(strings.TrimPrefix(err.Error(), r.peer+": "), 600)}
 	r.summary.Failures = append(r.summary.Failures, e)
 	if r.shown != nil {
 		fmt.Fprintf(r.shown, "mirror-shell: %s: %s\n", cmp.Or(repository, r.peer), e.Error)
@@ -245,7 +299,7 @@ func (r *backupRun) failed(repository string, err error) {
 // finish prints the summary; the error is that not everything is in the vault.
 func (r *backupRun) finish(ctx context.Context) error {
 	r.shown.Close()
-	if err := ctx.Err(); err != nil {
+	if err := stopped(ctx); err != nil {
 		return err
 	}
 	s := &r.summary

@@ -84,6 +84,7 @@ func (c *command) examine(ctx context.Context) []Finding {
 	}
 	delete(peers, c.server.Hostname)
 	findings = append(findings, c.examineWorker(ctx)...)
+	findings = append(findings, c.examineSchedules()...)
 	return append(findings, c.examinePeers(ctx, slices.Sorted(maps.Keys(peers)))...)
 }
 

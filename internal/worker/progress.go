@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
@@ -17,10 +18,15 @@ type progress struct {
 	stderr io.Writer
 	bars   *mpb.Progress // nil: nothing is shown
 	stage  *stage
+	bytes  *stage // beside it
 }
 
-// stage is one bar. Its methods may be called by any number of goroutines.
-type stage struct{ bar *mpb.Bar }
+// stage is one bar. Its methods may be called by any number of goroutines; those of nil do nothing.
+type stage struct {
+	bar   *mpb.Bar
+	mu    sync.Mutex
+	total int64
+}
 
 // newProgress shows bars on stderr, if that is a terminal and unless quiet.
 // Close must be called before anything is written past it.
@@ -63,17 +69,45 @@ func (p *progress) Stage(name string, steps int) *stage {
 	return p.stage
 }
 
-// Done counts steps as done.
-func (s *stage) Done(steps int) {
-	if s.bar != nil {
-		s.bar.IncrBy(steps)
+// Bytes adds to the stage that has begun a count of bytes, which ends with it.
+func (p *progress) Bytes(name string) *stage {
+	p.bytes = &stage{}
+	if p.bars != nil && p.stage != nil && p.stage.bar != nil {
+		p.bytes.bar = p.bars.New(0, mpb.NopStyle(),
+			mpb.PrependDecorators(decor.Name(name, decor.WC{C: decor.DindentRight | decor.DextraSpace}), decor.Any(func(s decor.Statistics) string {
+				if s.Total <= 0 {
+					return bytesText(s.Current)
+				}
+				return bytesText(s.Current) + " of " + bytesText(s.Total)
+			})))
+	}
+	return p.bytes
+}
+
+// Done counts steps, or bytes, as done.
+func (s *stage) Done(steps int64) {
+	if s != nil && s.bar != nil {
+		s.bar.IncrInt64(steps)
 	}
 }
 
+// Expect adds to the bytes that there will be.
+func (s *stage) Expect(n int64) {
+	if s == nil || s.bar == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.total += n
+	s.bar.SetTotal(s.total, false)
+}
+
 func (p *progress) end() {
-	if p.stage != nil && p.stage.bar != nil {
-		p.stage.bar.Abort(false) // does nothing to one that is complete
-		p.stage.bar.Wait()
+	for _, s := range []*stage{p.stage, p.bytes} {
+		if s != nil && s.bar != nil {
+			s.bar.Abort(false) // does nothing to one that is complete
+			s.bar.Wait()
+		}
 	}
 }
 

@@ -58,13 +58,17 @@ func TestProgressOnATerminal(t *testing.T) {
 	}
 	p.Stage("nothing", 0).Done(1)
 	pushed := p.Stage("copies pushed", 5)
+	sent := p.Bytes("sent")
+	sent.Expect(4_000_000)
+	sent.Expect(4_000_000)
+	sent.Done(5_000_000)
 	pushed.Done(2)
 	fmt.Fprintln(p, "ip1 to sam: failed")
 	p.Close()
 	p.Close()
 	fmt.Fprintln(p, "afterwards")
 	text := written()
-	for _, want := range []string{"repositories", "12/12", "copies pushed", "2/5", "ip1 to sam: failed\r\n", "[="} {
+	for _, want := range []string{"repositories", "12/12", "copies pushed", "2/5", "sent", "5.0 MB of 8.0 MB", "ip1 to sam: failed\r\n", "[="} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q lacks %q", text, want)
 		}
@@ -79,6 +83,7 @@ func TestProgressElsewhere(t *testing.T) {
 	t.Setenv("TERM", "xterm")
 	use := func(p *progress) {
 		p.Stage("repositories", 2).Done(2)
+		p.Bytes("read").Done(1000)
 		fmt.Fprintln(p, "a line")
 		p.Close()
 	}

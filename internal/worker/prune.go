@@ -39,7 +39,7 @@ func (c *command) prune(ctx context.Context) error {
 	all := []pruned{}
 	for _, repository := range repositories {
 		report, err := vault.Prune(ctx, repository, policy)
-		if err := ctx.Err(); err != nil {
+		if err := stopped(ctx); err != nil {
 			return err
 		}
 		p := pruned{PruneReport: report}

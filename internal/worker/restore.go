@@ -43,6 +43,7 @@ type restoreRun struct {
 	vault *snapshot.Vault
 	at    time.Time
 	shown *progress
+	bytes *stage
 	began time.Time
 	mu    sync.Mutex
 	all   []restored
@@ -112,13 +113,17 @@ func inVault(ctx context.Context, vault *snapshot.Vault, patterns []string) ([]s
 
 func (r *restoreRun) run(ctx context.Context, names []string) {
 	done := r.shown.Stage("repositories restored", len(names))
+	r.bytes = r.shown.Bytes("written")
 	var all errgroup.Group
 	all.SetLimit(min(r.server.Worker.Jobs, max(2, runtime.NumCPU())))
 	for _, name := range names {
 		all.Go(func() error {
 			defer done.Done(1)
+			if ctx.Err() != nil {
+				return nil // finish tells
+			}
 			out := restored{Repository: name}
-			if err := cmp.Or(ctx.Err(), r.one(ctx, name, &out)); err != nil {
+			if err := r.one(ctx, name, &out); err != nil {
 				out.Error = proc.OneLine(err.Error(), 1000)
 			}
 			r.mu.Lock()
@@ -134,9 +139,12 @@ func (r *restoreRun) run(ctx context.Context, names []string) {
 // one restores one repository. Its error is that the repository is not there as it was.
 func (r *restoreRun) one(ctx context.Context, name string, out *restored) error {
 	chosen, err := r.vault.Choose(ctx, name, r.at, r.Restore.ID)
-	if errors.Is(err, snapshot.ErrNoSnapshot) && r.wide() {
-		out.Skipped, out.Note = true, err.Error()
-		return nil
+	if errors.Is(err, snapshot.ErrNoSnapshot) {
+		err = r.absent(ctx, name, chosen)
+		if r.wide() {
+			out.Skipped, out.Note = true, err.Error()
+			return nil
+		}
 	}
 	if err != nil {
 		return err
@@ -146,7 +154,7 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 	if err != nil {
 		return err
 	}
-	options := snapshot.RestoreOptions{WithoutHooks: r.Restore.WithoutHooks}
+	options := snapshot.RestoreOptions{WithoutHooks: r.Restore.WithoutHooks, Progress: r.bytes.Done}
 	if r.Restore.Check == "checksums" {
 		options.Check = snapshot.Checksums
 	}
@@ -164,6 +172,24 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 		return r.hooked(ctx, git.Repo{Dir: dir})
 	}
 	return nil
+}
+
+// absent says why nothing fits, and what there is.
+func (r *restoreRun) absent(ctx context.Context, name string, chosen snapshot.Choice) error {
+	if r.Restore.ID != "" {
+		return fmt.Errorf("it has no part in the run %s: mirror-shell snapshots %s lists what there is", r.Restore.ID, name)
+	}
+	if len(chosen.Notes) > 0 {
+		return fmt.Errorf("%s, and there is none before that", chosen.Notes[len(chosen.Notes)-1])
+	}
+	var oldest snapshot.Name
+	for s, err := range r.vault.Snapshots(ctx, name) {
+		if err != nil {
+			return err
+		}
+		oldest = s
+	}
+	return fmt.Errorf("there is no snapshot from before %s: the oldest is of %s", r.at.Local().Format(time.DateTime), oldest.Time.Local().Format("2006-01-02 15:04:05.000"))
 }
 
 // wide reports whether more was asked for than names: what did not exist at that time is then no failure.
@@ -212,7 +238,7 @@ func (r *restoreRun) tell(out restored) {
 // finish prints the summary; the error is that something could not be restored.
 func (r *restoreRun) finish(ctx context.Context) error {
 	r.shown.Close()
-	if err := ctx.Err(); err != nil {
+	if err := stopped(ctx); err != nil {
 		return err
 	}
 	slices.SortFunc(r.all, func(a, b restored) int { return cmp.Compare(a.Repository, b.Repository) })
@@ -244,7 +270,7 @@ func (r *restoreRun) finish(ctx context.Context) error {
 			fmt.Fprintln(r.Stdout, "what slaves have beyond this is held: see mirror-shell status after mirror-shell sync; mirror-shell sync --pull-from PEER REPO fetches it")
 		}
 	}
-	if count["failed"] > 0 {
+	if count["failed"] > 0 || count["skipped"] == len(r.all) { // nothing is not what was asked for
 		return cli.Exit(1)
 	}
 	return nil

@@ -16,8 +16,6 @@ import (
 	"github.com/adhocore/gronx"
 
 	"mirror-shell/internal/durable"
-	"mirror-shell/internal/inbox"
-	"mirror-shell/internal/queue"
 	"mirror-shell/peer"
 )
 
@@ -133,16 +131,12 @@ func (c *command) scheduled(ctx context.Context, name string, peers *peer.Peers,
 	if err != nil {
 		return err
 	}
-	changes := make([]queue.Change, len(changed))
-	for i, repository := range changed {
-		changes[i] = queue.Change{Key: queue.Key{Repository: repository, Peer: name}, Origin: inbox.OriginExplicit, Time: r.began}
-	}
-	if _, err := c.queue.Enqueue(ctx, changes); err != nil {
+	if err := r.enqueue(ctx, changed); err != nil {
 		return err
 	}
-	log.Info("scheduled backup", "peer", name, "repositories", r.summary.Repositories, "unchanged", r.summary.Unchanged, "queued", len(changes))
+	log.Info("scheduled backup", "peer", name, "repositories", r.summary.Repositories, "unchanged", r.summary.Unchanged, "queued", len(changed))
 	for _, f := range r.summary.Failures {
 		log.Error("scheduled backup", "peer", name, "repository", f.Repository, "error", f.Error)
 	}
-	return c.wake()
+	return nil
 }

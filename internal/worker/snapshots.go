@@ -80,11 +80,12 @@ func (c *command) verify(ctx context.Context) error {
 	shown := newProgress(c.Stderr, c.Verify.Quiet || c.Verify.JSON)
 	defer shown.Close()
 	stage := shown.Stage("repositories verified", len(repositories))
+	read := shown.Bytes("read")
 	all := []verified{}
 	bad, began := 0, time.Now()
 	for _, repository := range repositories {
-		v := c.verifyOne(ctx, name, vault, repository)
-		if err := ctx.Err(); err != nil {
+		v := c.verifyOne(ctx, name, vault, repository, read)
+		if err := stopped(ctx); err != nil {
 			return err
 		}
 		for _, finding := range v.Findings {
@@ -99,9 +100,9 @@ func (c *command) verify(ctx context.Context) error {
 }
 
 // verifyOne verifies one repository. That it could not be done is a finding too.
-func (c *command) verifyOne(ctx context.Context, peerName string, vault *snapshot.Vault, repository string) verified {
+func (c *command) verifyOne(ctx context.Context, peerName string, vault *snapshot.Vault, repository string, read *stage) verified {
 	found, err := vault.Verify(ctx, repository, snapshot.VerifyOptions{
-		ReadData: c.Verify.ReadData, Drill: c.Verify.Drill, Expect: c.latestKnown(repository, peerName),
+		ReadData: c.Verify.ReadData, Drill: c.Verify.Drill, Expect: c.latestKnown(repository, peerName), Progress: read.Done,
 	})
 	v := verified{
 		Repository: repository, Snapshots: found.Snapshots, Objects: found.Objects, Bytes: found.Bytes,

@@ -3,9 +3,12 @@ package worker
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/queue"
 	"mirror-shell/peer"
 	"mirror-shell/peer/snapshot"
 )
@@ -19,7 +22,7 @@ func (c *command) vault(ctx context.Context, named string) (name string, v *snap
 	return name, v, err
 }
 
-// examineVault asks a vault for one key.
+// examineVault asks a vault for a snapshot, and reads it where it is encrypted and we have a key.
 func (c *command) examineVault(ctx context.Context, name string) Finding {
 	check := "peer " + name
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
@@ -29,16 +32,42 @@ func (c *command) examineVault(ctx context.Context, name string) Finding {
 		return Finding{check, fail, proc.OneLine(err.Error(), 300), "correct [peer." + name + "] in " + c.server.File}
 	}
 	began := time.Now()
-	for _, err := range v.Store.List(ctx, "snapshots/", "", 1) {
+	var first snapshot.Name
+	for s, err := range v.Snapshots(ctx, "") {
 		if err != nil {
 			return Finding{check, fail, proc.OneLine(err.Error(), 300), "see that the place of the backups can be reached and read: url and credentials of [peer." + name + "] in " + c.server.File}
 		}
+		first = s
+		break
 	}
+	took := time.Since(began).Milliseconds()
 	sealed := "not encrypted"
-	if len(v.Recipients) > 0 {
+	switch {
+	case len(v.Recipients) > 0 && len(v.Identities) == 0:
+		sealed = "encrypted; without identity_file this server can only write"
+	case len(v.Recipients) > 0:
 		sealed = "encrypted"
 	}
-	return Finding{check, ok, fmt.Sprintf("vault answers in %d ms, %s", time.Since(began).Milliseconds(), sealed), ""}
+	if first.Sealed && len(v.Identities) > 0 {
+		if _, err := v.Load(ctx, first); err != nil {
+			return Finding{check, fail, proc.OneLine(err.Error(), 300), "give [peer." + name + "] in " + c.server.File + " the identity_file that belongs to recipients, or none"}
+		}
+	}
+	return Finding{check, ok, fmt.Sprintf("vault answers in %d ms, %s", took, sealed), ""}
+}
+
+// examineSchedules: only the daemon keeps them.
+func (c *command) examineSchedules() []Finding {
+	var findings []Finding
+	holder, running, _ := queue.WorkerHolder(c.server.StateDir)
+	for _, name := range slices.Sorted(maps.Keys(c.server.Peers)) {
+		p := c.server.Peers[name]
+		if p.Schedule != "" && !(running && holder.Kind == queue.KindServe) {
+			findings = append(findings, Finding{"peer " + name, fail, fmt.Sprintf("schedule = %q is not kept: mirror-shell serve does not run", p.Schedule),
+				"run mirror-shell serve as a service, or take schedule out and run mirror-shell backup from cron"})
+		}
+	}
+	return findings
 }
 
 // latestKnown is the Sum of the latest snapshot that this server knows of, "" for none.
@@ -48,4 +77,12 @@ func (c *command) latestKnown(repository, peerName string) string {
 		return ""
 	}
 	return snapshot.Remembered(peer.BackupMemory(repo.Dir, peerName))
+}
+
+// stopped is why a command ends early, as people want to read it; nil: it goes on.
+func stopped(ctx context.Context) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	return fmt.Errorf("stopped: %w", context.Cause(ctx))
 }
