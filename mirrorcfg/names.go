@@ -33,6 +33,9 @@ func CleanRepo(name string) (string, error) {
 		return "", fmt.Errorf("%w: repository %.80q: write the path without //, . or .. elements and without a trailing /", ErrName, name)
 	}
 	for element := range strings.SplitSeq(clean, "/") {
+		if strings.HasPrefix(element, PrivateDir) { // what is being made is called so, and is removed when it is found
+			return "", fmt.Errorf("%w: repository %.80q: no element may begin with %s, which is ours", ErrName, name, PrivateDir)
+		}
 		if strings.HasSuffix(element, ".git") || len(element) > 200 {
 			return "", fmt.Errorf("%w: repository %.80q: an element may not end in .git (the repository's own .git apart) nor be longer than 200 bytes", ErrName, name)
 		}

@@ -10,7 +10,7 @@
 // sees the same, there is a directory that is no repository name:
 //
 //	.mirror-shell/lock                one process at a time creates, deletes or renames
-//	.mirror-shell/created             JSON: how many repositories each master has made today
+//	.mirror-shell/created             JSON: how many repositories each master has made or renamed today
 //	.mirror-shell/trash/ID/           a deleted repository; ID is its date and eight random digits
 //	    about.json                    an Entry
 //	    repository/                   the repository as it was
@@ -100,6 +100,9 @@ func Create(ctx context.Context, server *mirrorcfg.Server, c Creation) (git.Repo
 	if err := p.countCreation(c.Master, server.Accept.CreatePerDay); err != nil {
 		return git.Repo{}, nil, err
 	}
+	if err := p.makeParents(final); err != nil {
+		return git.Repo{}, nil, err
+	}
 	temp, err := p.tempBeside(final)
 	if err != nil {
 		return git.Repo{}, nil, err
@@ -107,6 +110,9 @@ func Create(ctx context.Context, server *mirrorcfg.Server, c Creation) (git.Repo
 	defer os.RemoveAll(temp) // not there any more when all went well
 	answer, err := c.fill(ctx, server, temp)
 	if err != nil {
+		return git.Repo{}, nil, fmt.Errorf("create %s: %w", c.Name, err)
+	}
+	if err := syncNew(temp); err != nil {
 		return git.Repo{}, nil, fmt.Errorf("create %s: %w", c.Name, err)
 	}
 	if err := p.move(temp, final); err != nil {
@@ -145,6 +151,21 @@ func (c Creation) fill(ctx context.Context, server *mirrorcfg.Server, dir string
 	return answer, nil
 }
 
+// syncNew has the files on disk that say whose the repository is, before it has its
+// name: after a power cut an empty config would make it local, and anybody's to push to.
+func syncNew(dir string) error {
+	for _, name := range []string{"config", "HEAD"} {
+		f, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
+	return durable.SyncDir(dir)
+}
+
 // place is repo_base, locked.
 type place struct {
 	base string // symlinks resolved
@@ -178,9 +199,9 @@ func (p *place) private(elements ...string) string {
 	return filepath.Join(append([]string{p.base, mirrorcfg.PrivateDir}, elements...)...)
 }
 
-// vacant returns where a repository of that name has its directory, and makes the
-// directories above. Every one of them must be a real directory, and no repository: a link
-// may lead anywhere, and who owns a repository has no say about what is below it.
+// vacant returns where a repository of that name has its directory. Every directory
+// above that is there must be a real one, and no repository: a link may lead
+// anywhere, and who owns a repository has no say about what is below it.
 func (p *place) vacant(name string) (dir string, err error) {
 	elements := strings.Split(name, "/")
 	dir = p.base
@@ -188,10 +209,7 @@ func (p *place) vacant(name string) (dir string, err error) {
 		dir = filepath.Join(dir, element)
 		info, err := os.Lstat(dir)
 		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			if err := os.Mkdir(dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
-				return "", err
-			}
+		case errors.Is(err, fs.ErrNotExist): // and so are all below it
 		case err != nil:
 			return "", err
 		case !info.IsDir():
@@ -207,9 +225,26 @@ func (p *place) vacant(name string) (dir string, err error) {
 	return dir, nil
 }
 
+// makeParents makes the directories above a repository, and has them on disk. Only what
+// is counted makes any: a name may have two hundred of them.
+func (p *place) makeParents(dir string) error {
+	above := filepath.Dir(dir)
+	if above == p.base || isDir(above) {
+		return nil
+	}
+	if err := p.makeParents(above); err != nil {
+		return err
+	}
+	if err := os.Mkdir(above, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return durable.SyncDir(filepath.Dir(above))
+}
+
 // tempPrefix begins what is being made; the end is .git, so that walks do not
-// go inside, and the point in front keeps it from being a repository's name.
-const tempPrefix = ".mirror-shell-new-"
+// go inside. No element of a repository's name may begin like that, see mirrorcfg.CleanRepo:
+// who could rename a repository to such a name would have it removed by the next creation.
+const tempPrefix = mirrorcfg.PrivateDir + "-new-"
 
 // tempBeside makes an empty directory on the file system of final. What a process
 // that was killed left there is removed: the lock says that nobody is at work.
@@ -255,7 +290,7 @@ type creations struct {
 }
 
 // countCreation refuses more than most a day: a master's key must not fill the disk.
-// What failed counts, too.
+// What failed counts, too, and so does a new name, which makes directories as well.
 func (p *place) countCreation(master string, most int) error {
 	var c creations
 	today := time.Now().UTC().Format(time.DateOnly)
@@ -263,7 +298,7 @@ func (p *place) countCreation(master string, most int) error {
 		c = creations{today, map[string]int{}}
 	}
 	if c.Count[master] >= most {
-		return fmt.Errorf("%s has made %d repositories here today, and may make no more until tomorrow (create_per_day under [accept])", master, c.Count[master])
+		return fmt.Errorf("%s has made or renamed %d repositories here today, and may do no more until tomorrow (create_per_day under [accept])", master, c.Count[master])
 	}
 	c.Count[master]++
 	text, err := json.Marshal(c)

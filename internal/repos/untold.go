@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"mirror-shell/internal/durable"
@@ -34,6 +35,9 @@ type Op struct {
 	// Prepared: it was about to happen here. When that is still there after the lock
 	// is free again, the process was killed, and what is on disk tells whether it happened.
 	Prepared bool `json:"prepared,omitempty"`
+	// Inode is that of the repository's directory, by which a renaming is told from
+	// another repository that has been given the new name since.
+	Inode uint64 `json:"inode,omitempty"`
 }
 
 func (p *place) untoldFile(peer string) string { return p.private("untold", peer+".json") }
@@ -124,7 +128,21 @@ func (p *place) happened(op Op) bool {
 	if op.Kind == Deleted {
 		return isDir(p.private("trash", op.ID, "repository"))
 	}
-	return isDir(filepath.Join(p.base, op.To+".git"))
+	dir := filepath.Join(p.base, op.To+".git")
+	return isDir(dir) && (op.Inode == 0 || inode(dir) == op.Inode)
+}
+
+// inode identifies a directory as long as it is there, whatever it is called; 0 when it is not.
+func inode(dir string) uint64 {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return 0
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	return stat.Ino
 }
 
 func isDir(path string) bool {
