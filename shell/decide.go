@@ -45,7 +45,7 @@ const (
 type Decision struct {
 	Action  Action
 	Message string // Refuse: the reason, for a "fatal: " line; else a line for stderr, or ""
-	Host    string // Redirect, PushNow, Digests, TakePush, CreateRepo, DeleteRepo, RenameRepo
+	Host    string // Redirect, PushNow, Digests, SetMeta, TakePush, TakeWild, CreateRepo, DeleteRepo, RenameRepo
 	Done    string // TellDone
 	Access  Access // what User needs besides; with Refuse, what they need to be told Message
 	User    User   // who acts, when it is a person
@@ -121,7 +121,7 @@ func decideMirrorPush(f Facts, peer Peer, req Request) Decision {
 		d := Decision{Action: RunGit, Message: fmt.Sprintf("%s <=== (%s) ==== %s", f.Hostname, req.Repo, peer.name)}
 		switch req.Verb {
 		case MirrorMeta:
-			d = Decision{Action: SetMeta}
+			d = Decision{Action: SetMeta, Host: peer.name}
 		case MirrorPush:
 			d.Action, d.Host = TakePush, peer.name
 		case MirrorKnown:

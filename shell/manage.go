@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"regexp"
 	"time"
 
@@ -114,16 +117,63 @@ func decideRename(f Facts, peer Peer, req Request) Decision {
 }
 
 // setMeta reads metadata and stores what is taken of it.
-func (s *Session) setMeta(ctx context.Context, repo git.Repo) error {
+func (s *Session) setMeta(ctx context.Context, peer Peer, req Request) error {
 	data, err := meta.Parse(s.Stdin)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.Server.Hostname, err)
 	}
-	answer, err := meta.Apply(ctx, repo, s.Server.Accept, data)
+	answer, err := s.applyMeta(ctx, peer, req, data)
 	if err != nil {
 		return fmt.Errorf("%s: metadata: %w", s.Server.Hostname, err)
 	}
 	return json.NewEncoder(s.Stdout).Encode(answer)
+}
+
+// applyMeta decides again, now that all was read, and until it is done the
+// repository cannot become another one.
+func (s *Session) applyMeta(ctx context.Context, peer Peer, req Request, data *meta.Data) (answer *meta.Answer, err error) {
+	err = repos.Hold(ctx, s.Server, func() error {
+		repo, err := s.decideAgain(ctx, peer, req)
+		if err == nil {
+			answer, err = meta.Apply(ctx, repo, s.Server.Accept, data)
+		}
+		return err
+	})
+	return answer, err
+}
+
+// decideAgain is for after a client has kept us waiting for what it sends: it may
+// wait until the repository is deleted and made anew by another master, or becomes ours.
+func (s *Session) decideAgain(ctx context.Context, peer Peer, req Request) (git.Repo, error) {
+	facts, repo, err := s.look(ctx, req)
+	if err != nil {
+		return repo, err
+	}
+	if d := DecidePeer(facts, peer, req); d.Action == Refuse {
+		return repo, errors.New(d.Message)
+	}
+	if facts.Repo == nil {
+		return repo, fmt.Errorf("%s: %w any more", req.Repo, mirrorcfg.ErrNoRepo)
+	}
+	return repo, nil
+}
+
+// decisionHolds is how long a decision is relied upon while the directory is still the
+// same one. Looking again costs a push a process.
+const decisionHolds = time.Second
+
+// still is decideAgain where that is needed.
+func (s *Session) still(ctx context.Context, peer Peer, req Request) error {
+	if now, err := s.stat(req); err == nil && s.opened != nil && os.SameFile(now, s.opened) && time.Since(s.looked) < decisionHolds {
+		return nil
+	}
+	_, err := s.decideAgain(ctx, peer, req)
+	return err
+}
+
+// stat identifies the directory that a request is about.
+func (s *Session) stat(req Request) (fs.FileInfo, error) {
+	return os.Stat(filepath.Join(s.Server.RepoBase, req.Repo+".git"))
 }
 
 // create makes the repository that a master may create.
@@ -158,7 +208,8 @@ func (s *Session) createFor(ctx context.Context, master, name string, data *meta
 	if len(command) == 0 {
 		return answer, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, createdTimeout)
+	// A master that hangs up does not keep it from running.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createdTimeout)
 	defer cancel()
 	argv := append(append([]string{}, command...), name)
 	if _, err := proc.Run(proc.Command(ctx, proc.Env(mirrorcfg.EnvConfig+"="+s.Server.File), argv...)); err != nil {

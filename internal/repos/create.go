@@ -176,6 +176,21 @@ type place struct {
 const lockWait = time.Minute
 
 func open(ctx context.Context, server *mirrorcfg.Server) (*place, error) {
+	return lock(ctx, server, (*flock.Flock).TryLockContext)
+}
+
+// Hold keeps repositories from being made, deleted and renamed while do runs. Others
+// may hold them as well; do must be short, and use nothing else of this package.
+func Hold(ctx context.Context, server *mirrorcfg.Server, do func() error) error {
+	p, err := lock(ctx, server, (*flock.Flock).TryRLockContext)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	return do()
+}
+
+func lock(ctx context.Context, server *mirrorcfg.Server, how func(*flock.Flock, context.Context, time.Duration) (bool, error)) (*place, error) {
 	base, err := server.Base()
 	if err != nil {
 		return nil, err
@@ -187,7 +202,7 @@ func open(ctx context.Context, server *mirrorcfg.Server) (*place, error) {
 	p.lock = flock.New(p.private("lock"), flock.SetFlag(os.O_CREATE|os.O_RDWR), flock.SetPermissions(0o600))
 	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
-	if _, err := p.lock.TryLockContext(ctx, 10*time.Millisecond); err != nil {
+	if _, err := how(p.lock, ctx, 10*time.Millisecond); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", p.private("lock"), err)
 	}
 	return p, nil
