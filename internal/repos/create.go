@@ -15,6 +15,7 @@
 //	    about.json                    an Entry
 //	    repository/                   the repository as it was
 //	.mirror-shell/untold/PEER.json    JSON array of Op: what a peer is still to be told
+//	.mirror-shell/untold/PEER.lock    one process at a time tells it
 //	.mirror-shell/renamed/HASH.json   a Moved; HASH is the SHA-256 of the old name
 //
 // A repository that is being made is DIR/.mirror-shell-new-….git, beside where it will be.

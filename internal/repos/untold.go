@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gofrs/flock"
+
 	"mirror-shell/internal/durable"
 	"mirror-shell/mirrorcfg"
 )
@@ -196,6 +198,28 @@ func related(ops []Op, name string) []Op {
 		}
 	}
 	return slices.DeleteFunc(slices.Clone(ops), func(op Op) bool { return !names[op.Name] && (op.To == "" || !names[op.To]) })
+}
+
+// Telling waits until nobody else tells the peer anything, and returns the release. What is
+// to be told is read after that: an op that somebody else has told meanwhile would
+// reach the peer a second time, when its name may be another repository's.
+func Telling(ctx context.Context, server *mirrorcfg.Server, peer string) (release func(), err error) {
+	if err := mirrorcfg.CheckHost(peer); err != nil {
+		return nil, err
+	}
+	base, err := server.Base()
+	if err != nil {
+		return nil, err
+	}
+	p := &place{base: base}
+	if err := durable.MakeDirs(p.private("untold")); err != nil {
+		return nil, err
+	}
+	l := flock.New(p.private("untold", peer+".lock"), flock.SetFlag(os.O_CREATE|os.O_RDWR), flock.SetPermissions(0o600))
+	if _, err := l.TryLockContext(ctx, 50*time.Millisecond); err != nil {
+		return nil, fmt.Errorf("wait for what else %s is told: %w", peer, err)
+	}
+	return func() { l.Close() }, nil
 }
 
 // Told removes what a peer has confirmed.
