@@ -140,3 +140,20 @@ func TestCreatedAfterHangup(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// What a repository is called now is for peers that it is mirrored with.
+func TestNewNameIsNotForAll(t *testing.T) {
+	s := newTestServer(t, "")
+	s.bare("old", "master=sam")
+	if err := repos.Rename(t.Context(), s.Server, repos.Renaming{Old: "old", New: "secret"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"git-receive-pack 'old'", "mirror-meta 'old'", "USER=a SOC=git-receive-pack 'old'", "git-upload-pack 'old'"} {
+		if r := s.session(command).peer(t, "eve"); strings.Contains(r.err.String(), "secret") || r.status != 1 {
+			t.Errorf("%s: %d, %s", command, r.status, r.err.String())
+		}
+	}
+	if r := s.session("git-receive-pack 'old'").peer(t, "sam"); !strings.Contains(r.err.String(), "secret") {
+		t.Error(r.err.String())
+	}
+}

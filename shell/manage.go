@@ -278,6 +278,13 @@ func (s *Session) done(d Done) error {
 	return json.NewEncoder(s.Stdout).Encode(d)
 }
 
+// knows reports whether a repository is any of a peer's business: the new name of one that
+// is not is nothing to tell.
+func (s *Session) knows(ctx context.Context, peer Peer, name string) bool {
+	cfg, _, err := s.Server.OpenRepo(ctx, name)
+	return err == nil && cfg.Role(s.Server.Hostname) != mirrorcfg.Local && (cfg.Master == peer.name || cfg.Listed(s.Server.Hostname, peer.name))
+}
+
 // renamedFor tells a user what a repository is called now, if they may read it.
 // Where another program decides about that (users.exec), nothing is told.
 func (s *Session) renamedFor(ctx context.Context, user User, req Request, now string) (error, bool) {

@@ -75,6 +75,9 @@ func (s *Session) ServePeer(ctx context.Context, peer Peer) (status int) {
 		}
 		return s.refuse(who, err)
 	}
+	if facts.Renamed != "" && !s.knows(ctx, peer, facts.Renamed) {
+		facts.Renamed = ""
+	}
 	d := DecidePeer(facts, peer, req)
 	env := []string{mirrorcfg.EnvPeer + "=" + peer.name}
 	if d.User.name != "" { // a redirected push is the user's, and has the user's rights
