@@ -290,7 +290,7 @@ func globEscape(dir string) string {
 
 // move renames a directory to a name that nothing has.
 func (p *place) move(from, to string) error {
-	if err := renameNew(from, to); err != nil {
+	if err := durable.RenameNew(from, to); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			return ErrExists
 		}
