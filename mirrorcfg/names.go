@@ -55,3 +55,13 @@ func checkShort(what, name string) error {
 	}
 	return nil
 }
+
+// gitoliteAdmin is the repository that has gitolite's configuration and keys.
+const gitoliteAdmin = "gitolite-admin"
+
+// Governs reports whether who pushes to the repository of that name says who may do what on
+// this server. Nobody but its administrator gives that name to a repository: where it is
+// not yet here, or not any more, any master that may create others could take its place.
+func (s *Server) Governs(name string) bool {
+	return name != "" && (name == s.Map.Repository || s.Gitolite.Programs != "" && name == gitoliteAdmin)
+}

@@ -157,3 +157,24 @@ func TestNewNameIsNotForAll(t *testing.T) {
 		t.Error(r.err.String())
 	}
 }
+
+// Who may create repositories does not get the one that says who may do what.
+func TestNobodyTakesTheMap(t *testing.T) {
+	s := newTestServer(t, "[accept]\ncreate = [\"**\"]\ndelete = [\"**\"]\n[map]\nrepository = \"admin\"\n[gitolite]\nprograms = \"/g\"\n")
+	s.bare("eves", "master=eve")
+	for _, command := range []string{"mirror-create 'admin'", "mirror-rename 'eves' 'admin'", "CREATOR=eve perms -c 'admin'", "git-receive-pack 'admin.git'",
+		"mirror-create 'gitolite-admin'", "mirror-rename 'eves' '/gitolite-admin'"} {
+		r := s.session(command)
+		r.Stdin = strings.NewReader("{}")
+		r.InstallHooks = func(context.Context, git.Repo) error { return nil }
+		r.peer(t, "eve")
+		if text := r.err.String(); r.status != 1 || !strings.Contains(text, "says who may do what on frodo") || strings.Contains(text, "[accept]") {
+			t.Errorf("%s: %d, %s", command, r.status, text)
+		}
+		for _, name := range []string{"admin", "gitolite-admin"} {
+			if _, err := os.Lstat(filepath.Join(s.RepoBase, name+".git")); err == nil {
+				t.Fatalf("%s: %s is there", command, name)
+			}
+		}
+	}
+}

@@ -37,7 +37,9 @@ const MayCreateMark = "(mirror-create)"
 
 // lookFurther finds out what decisions about whole repositories depend on.
 func (s *Session) lookFurther(ctx context.Context, req Request, facts *Facts) error {
-	facts.Create = repos.Accepts(s.Server.Accept.Create, cmp.Or(req.To, req.Repo)) && s.InstallHooks != nil
+	wanted := cmp.Or(req.To, req.Repo)
+	facts.Governs = s.Server.Governs(wanted)
+	facts.Create = repos.Accepts(s.Server.Accept.Create, wanted) && s.InstallHooks != nil && !facts.Governs
 	facts.Delete = repos.Accepts(s.Server.Accept.Delete, req.Repo)
 	if req.Verb != MirrorRename {
 		return nil
@@ -59,9 +61,12 @@ func missing(f Facts, peer Peer, repo string) string {
 	if f.Renamed != "" {
 		renamed = " (what was called so is " + f.Renamed + " now)"
 	}
-	return fmt.Sprintf("%[1]s does not exist here%[4]s: create it, and set gitolite.mirror.master = %[2]s "+
-		"(git init --bare %[1]s.git; git -C %[1]s.git config gitolite.mirror.master %[2]s; mirror-shell install-hooks %[1]s), "+
-		"or let %[2]s do it: in the server configuration of %[3]s, under [accept], create = [\"%[1]s\"]", repo, peer.name, f.Hostname, renamed)
+	byHand := fmt.Sprintf("%[1]s does not exist here%[3]s: create it, and set gitolite.mirror.master = %[2]s "+
+		"(git init --bare %[1]s.git; git -C %[1]s.git config gitolite.mirror.master %[2]s; mirror-shell install-hooks %[1]s)", repo, peer.name, renamed)
+	if f.Governs {
+		return byHand + ": it says who may do what on " + f.Hostname + ", and no master may create it"
+	}
+	return fmt.Sprintf("%s, or let %s do it: in the server configuration of %s, under [accept], create = [%q]", byHand, peer.name, f.Hostname, repo)
 }
 
 // decideCreate never gives a repository that is here to anybody.
@@ -109,6 +114,8 @@ func decideRename(f Facts, peer Peer, req Request) Decision {
 	switch {
 	case f.Target != nil:
 		return refuse("%s <==//== %s mirror-rename rejected: %s exists here already: move one of the two away by hand", f.Hostname, peer.name, req.To)
+	case f.Governs:
+		return refuse("%s <==//== %s mirror-rename rejected: %s says who may do what on %[1]s: rename %s by hand", f.Hostname, peer.name, req.To, req.Repo)
 	case !f.Create:
 		return refuse("%s <==//== %s mirror-rename rejected: %s may not be made here: rename it by hand (mirror-shell rename --here %[4]s %[3]s), or let %[2]s do it: in the server configuration of %[1]s, under [accept], create = [\"%[3]s\"]",
 			f.Hostname, peer.name, req.To, req.Repo)
