@@ -276,7 +276,7 @@ func TestWorkerIsWoken(t *testing.T) {
 func TestDrainIsDetached(t *testing.T) {
 	w := newWorld(t)
 	dir := w.bare("ip1", "master=frodo", "slaves=sam")
-	w.write(filepath.Dir(w.config)+"/sleep-drain", "5", 0o600)
+	w.write(filepath.Dir(w.config)+"/sleep-drain", "12", 0o600)
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -289,14 +289,14 @@ func TestDrainIsDetached(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	write.Close()
 	w.pushed(dir, string(out), err)
-	if d := time.Since(start); d > 4*time.Second {
+	if d := time.Since(start); d > 10*time.Second {
 		t.Errorf("the push took %v", d)
 	}
 	c := w.called("drain")
 	if n, err := io.Copy(io.Discard, read); n != 0 || err != nil { // until everybody let go of it
 		t.Errorf("%d, %v", n, err)
 	}
-	if d := time.Since(start); d > 4*time.Second {
+	if d := time.Since(start); d > 10*time.Second {
 		t.Errorf("the pusher's descriptor was held for %v", d)
 	}
 	for _, fd := range []string{"0", "1", "2"} {

@@ -33,6 +33,9 @@ func CleanRepo(name string) (string, error) {
 		return "", fmt.Errorf("%w: repository %.80q: write the path without //, . or .. elements and without a trailing /", ErrName, name)
 	}
 	for element := range strings.SplitSeq(clean, "/") {
+		if strings.HasPrefix(element, PrivateDir) { // what is being made is called so, and is removed when it is found
+			return "", fmt.Errorf("%w: repository %.80q: no element may begin with %s, which is ours", ErrName, name, PrivateDir)
+		}
 		if strings.HasSuffix(element, ".git") || len(element) > 200 {
 			return "", fmt.Errorf("%w: repository %.80q: an element may not end in .git (the repository's own .git apart) nor be longer than 200 bytes", ErrName, name)
 		}
@@ -51,4 +54,14 @@ func checkShort(what, name string) error {
 		return fmt.Errorf("%w: %s %.80q: use letters, digits and . _ @ + -, with a letter or digit first", ErrName, what, name)
 	}
 	return nil
+}
+
+// gitoliteAdmin is the repository that has gitolite's configuration and keys.
+const gitoliteAdmin = "gitolite-admin"
+
+// Governs reports whether who pushes to the repository of that name says who may do what on
+// this server. Nobody but its administrator gives that name to a repository: where it is
+// not yet here, or not any more, any master that may create others could take its place.
+func (s *Server) Governs(name string) bool {
+	return name != "" && (name == s.Map.Repository || s.Gitolite.Programs != "" && name == gitoliteAdmin)
 }

@@ -19,6 +19,7 @@ func TestCleanRepo(t *testing.T) {
 	bad := []string{
 		"", ".git", "..", ".", "/ip1", "ip1/", "a//b", "a/../b", "a/./b", "-x", "a b", "a\nb", "a'b", `a"b`, "a;b", "a$b", "a\\b",
 		"ip1.git.git", "a.git/b", "ü", "a\x00b", "a~b", "a*b", strings.Repeat("a", 600), "x/" + strings.Repeat("a", 201), "@", "@/x",
+		"a/.mirror-shell", "a/.mirror-shell/b", "a/.mirror-shell-new-1", "a/.mirror-shell-new-1/b",
 	}
 	for _, name := range bad {
 		if got, err := CleanRepo(name); err == nil {

@@ -54,7 +54,7 @@ type Accept struct {
 	// Config are the config keys that a master may set; nil stands for those that
 	// only gitweb and cgit show. See CheckKeyPattern.
 	Config *[]string `toml:"config"`
-	// CreatePerDay is how many repositories each master may create in a day.
+	// CreatePerDay is how many repositories each master may create or rename in a day.
 	CreatePerDay int `toml:"create_per_day"`
 	// Created is a command run as CMD… REPO after a master has created one.
 	Created []string `toml:"created"`

@@ -54,7 +54,7 @@ func newSite(t testing.TB) *site {
 	}
 	s.Dir = s.dir + "/repositories/ip1.git"
 	s.server, err = mirrorcfg.Parse(s.dir+"/config.toml", fmt.Sprintf(
-		"hostname = \"frodo\"\nrepo_base = %q\nstate_dir = %q\n[worker]\nstall_timeout = \"1s\"\n[peer.vault]\nkind = \"backup\"\nurl = \"file:///nowhere/x\"\n",
+		"hostname = \"frodo\"\nrepo_base = %q\nstate_dir = %q\n[worker]\nstall_timeout = \"20s\"\n[peer.vault]\nkind = \"backup\"\nurl = \"file:///nowhere/x\"\n",
 		s.dir+"/repositories", s.dir+"/state"))
 	if err != nil {
 		t.Fatal(err)
@@ -164,8 +164,11 @@ func TestOpenSSH(t *testing.T) {
 	fails("echo 'ssh: connect to host sam port 22: Connection refused' >&2; exit 255", true, "sam: cannot be reached", "Connection refused")
 	fails("echo 'fatal: sam <==//== frodo mirror push rejected: ip1 is local' >&2; exit 1", false, "sam: ssh: exit status 1: fatal: sam <==//== frodo mirror push rejected: ip1 is local")
 	defer s.killSleepers()
+	patience := s.server.Worker.StallTimeout
+	s.server.Worker.StallTimeout = mirrorcfg.Duration(time.Second)
 	fails("exec sleep 600", true, "stalled: nothing moved for 1s")
 	fails("trap '' TERM; "+s.sleeper("")+"; wait; wait", true, "stalled: nothing moved for 1s")
+	s.server.Worker.StallTimeout = patience
 	s.ssh("")
 	s.mustSync()
 	s.mustSync() // has found out that there is no mirror-push

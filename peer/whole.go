@@ -60,8 +60,17 @@ func (r *syncRun) create(ctx context.Context) error {
 
 // tellOps tells a peer what it is still to be told about a name. It stops at the first
 // that fails: the order is what keeps the names apart. What a foreign peer has to be
-// told by hand is returned: its renamings, which the push after it proves.
-func (p *Peers) tellOps(ctx context.Context, opened Peer, job Job, ops []repos.Op, say io.Writer) (byHand []repos.Op, err error) {
+// told by hand is returned: its renamings, which the push after it proves. One process at a
+// time tells a peer: else one that is late would rename what has been made since.
+func (p *Peers) tellOps(ctx context.Context, opened Peer, job Job, say io.Writer) (ops, byHand []repos.Op, err error) {
+	release, err := repos.Telling(ctx, p.Server, job.Peer)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer release()
+	if ops, err = repos.Untold(ctx, p.Server, job.Peer, job.Repository); err != nil {
+		return nil, nil, err
+	}
 	teller, able := opened.(Teller)
 	for _, op := range ops {
 		err := fmt.Errorf("%s: %w", job.Peer, ErrForeign)
@@ -73,16 +82,16 @@ func (p *Peers) tellOps(ctx context.Context, opened Peer, job Job, ops []repos.O
 				byHand = append(byHand, op)
 				continue
 			}
-			return byHand, fmt.Errorf("%w: %s was deleted here, and %s does not take that: delete it there by hand, then run mirror-shell forget %s", ErrHeld, op.Name, job.Peer, op.Name)
+			return ops, byHand, fmt.Errorf("%w: %s was deleted here, and %s does not take that: delete it there by hand, then run mirror-shell forget %s", ErrHeld, op.Name, job.Peer, op.Name)
 		}
 		if err != nil {
-			return byHand, err
+			return ops, byHand, err
 		}
 		if err := repos.Told(ctx, p.Server, job.Peer, op); err != nil {
-			return byHand, err
+			return ops, byHand, err
 		}
 	}
-	return byHand, nil
+	return ops, byHand, nil
 }
 
 // settle tells the peer, if there is anything, and then goes on with then. A renaming
@@ -96,11 +105,11 @@ func (p *Peers) settle(ctx context.Context, job Job, say io.Writer, then func() 
 	if err != nil {
 		return Outcome{}, err
 	}
-	byHand, err := p.tellOps(ctx, opened, job, ops, say)
+	ops, byHand, err := p.tellOps(ctx, opened, job, say)
 	if err != nil {
 		return Outcome{}, err
 	}
-	if last := ops[len(ops)-1]; last.Kind == repos.Deleted {
+	if n := len(ops); n > 0 && ops[n-1].Kind == repos.Deleted {
 		if _, _, err := p.Server.Find(job.Repository); errors.Is(err, mirrorcfg.ErrNoRepo) {
 			return Outcome{Note: "deleted here, and not on " + job.Peer + " any more"}, nil
 		}

@@ -45,7 +45,7 @@ const (
 type Decision struct {
 	Action  Action
 	Message string // Refuse: the reason, for a "fatal: " line; else a line for stderr, or ""
-	Host    string // Redirect, PushNow, Digests, TakePush, CreateRepo, DeleteRepo, RenameRepo
+	Host    string // Redirect, PushNow, Digests, SetMeta, TakePush, TakeWild, CreateRepo, DeleteRepo, RenameRepo
 	Done    string // TellDone
 	Access  Access // what User needs besides; with Refuse, what they need to be told Message
 	User    User   // who acts, when it is a person
@@ -69,6 +69,7 @@ type Facts struct {
 	Repo     *mirrorcfg.Repo // nil: not on this server
 	Renamed  string          // what the repository is called now that once had that name
 	Target   *mirrorcfg.Repo // of mirror-rename: what has the new name already
+	Governs  bool            // of the name that is to be new: see mirrorcfg.Server.Governs
 	Create   bool            // [accept] create takes the name, of mirror-rename the new one
 	Delete   bool            // [accept] delete takes the name
 }
@@ -121,7 +122,7 @@ func decideMirrorPush(f Facts, peer Peer, req Request) Decision {
 		d := Decision{Action: RunGit, Message: fmt.Sprintf("%s <=== (%s) ==== %s", f.Hostname, req.Repo, peer.name)}
 		switch req.Verb {
 		case MirrorMeta:
-			d = Decision{Action: SetMeta}
+			d = Decision{Action: SetMeta, Host: peer.name}
 		case MirrorPush:
 			d.Action, d.Host = TakePush, peer.name
 		case MirrorKnown:

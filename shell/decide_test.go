@@ -111,7 +111,7 @@ func TestDecidePeer(t *testing.T) {
 		{"sam2", "git-receive-pack 'sams'", no("frodo <==//== sam2 mirror-push rejected: the master of sams is sam")},
 
 		// mirror-meta: the same.
-		{"sam", "mirror-meta 'sams'", Decision{Action: SetMeta}},
+		{"sam", "mirror-meta 'sams'", Decision{Action: SetMeta, Host: "sam"}},
 		{"gollum", "mirror-meta 'sams'", no("frodo <==//== gollum mirror-push rejected: the master of sams is sam")},
 		{"sam", "mirror-meta 'mine'", no("frodo <==//== sam mirror-push rejected: frodo is the master of mine")},
 		{"sam", "mirror-meta 'local'", no("frodo <==//== sam mirror-push rejected: local is local")},

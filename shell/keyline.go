@@ -17,7 +17,7 @@ package shell
 // has a second word in its comment, map:PATH, with the path of the key file below
 // the directory of keys there; its last element is FILE:
 //
-//	command="…",restrict ssh-ed25519 AAAA… mirror-shell:user:alice.pub map:laptops/alice.pub
+//	command="…",restrict ssh-ed25519 AAAA… mirror-shell:user:alice.pub map:laptops/alice.pub #
 //
 // sshd is followed where it differs from what one would guess: inside a quoted
 // value only \" is an escape (a backslash before anything else stands for

@@ -93,8 +93,8 @@ func TestSyncUsers(t *testing.T) {
 		t.Errorf("other lines have changed:\n%s", k.text())
 	}
 	for _, line := range []string{
-		`command="/usr/bin/mirror-shell user alice",restrict ` + a2 + " mirror-shell:user:alice.pub map:laptops/alice.pub\n",
-		`command="/usr/bin/mirror-shell user bob",restrict ` + b + " mirror-shell:user:bob@x.pub map:b/o/bob@x.pub\n",
+		`command="/usr/bin/mirror-shell user alice",restrict ` + a2 + " mirror-shell:user:alice.pub map:laptops/alice.pub #\n",
+		`command="/usr/bin/mirror-shell user bob",restrict ` + b + " mirror-shell:user:bob@x.pub map:b/o/bob@x.pub #\n",
 	} {
 		if !strings.Contains(k.text(), line) {
 			t.Errorf("no line %s in\n%s", line, k.text())

@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"regexp"
 	"time"
 
@@ -34,7 +37,9 @@ const MayCreateMark = "(mirror-create)"
 
 // lookFurther finds out what decisions about whole repositories depend on.
 func (s *Session) lookFurther(ctx context.Context, req Request, facts *Facts) error {
-	facts.Create = repos.Accepts(s.Server.Accept.Create, cmp.Or(req.To, req.Repo)) && s.InstallHooks != nil
+	wanted := cmp.Or(req.To, req.Repo)
+	facts.Governs = s.Server.Governs(wanted)
+	facts.Create = repos.Accepts(s.Server.Accept.Create, wanted) && s.InstallHooks != nil && !facts.Governs
 	facts.Delete = repos.Accepts(s.Server.Accept.Delete, req.Repo)
 	if req.Verb != MirrorRename {
 		return nil
@@ -56,9 +61,12 @@ func missing(f Facts, peer Peer, repo string) string {
 	if f.Renamed != "" {
 		renamed = " (what was called so is " + f.Renamed + " now)"
 	}
-	return fmt.Sprintf("%[1]s does not exist here%[4]s: create it, and set gitolite.mirror.master = %[2]s "+
-		"(git init --bare %[1]s.git; git -C %[1]s.git config gitolite.mirror.master %[2]s; mirror-shell install-hooks %[1]s), "+
-		"or let %[2]s do it: in the server configuration of %[3]s, under [accept], create = [\"%[1]s\"]", repo, peer.name, f.Hostname, renamed)
+	byHand := fmt.Sprintf("%[1]s does not exist here%[3]s: create it, and set gitolite.mirror.master = %[2]s "+
+		"(git init --bare %[1]s.git; git -C %[1]s.git config gitolite.mirror.master %[2]s; mirror-shell install-hooks %[1]s)", repo, peer.name, renamed)
+	if f.Governs {
+		return byHand + ": it says who may do what on " + f.Hostname + ", and no master may create it"
+	}
+	return fmt.Sprintf("%s, or let %s do it: in the server configuration of %s, under [accept], create = [%q]", byHand, peer.name, f.Hostname, repo)
 }
 
 // decideCreate never gives a repository that is here to anybody.
@@ -106,6 +114,8 @@ func decideRename(f Facts, peer Peer, req Request) Decision {
 	switch {
 	case f.Target != nil:
 		return refuse("%s <==//== %s mirror-rename rejected: %s exists here already: move one of the two away by hand", f.Hostname, peer.name, req.To)
+	case f.Governs:
+		return refuse("%s <==//== %s mirror-rename rejected: %s says who may do what on %[1]s: rename %s by hand", f.Hostname, peer.name, req.To, req.Repo)
 	case !f.Create:
 		return refuse("%s <==//== %s mirror-rename rejected: %s may not be made here: rename it by hand (mirror-shell rename --here %[4]s %[3]s), or let %[2]s do it: in the server configuration of %[1]s, under [accept], create = [\"%[3]s\"]",
 			f.Hostname, peer.name, req.To, req.Repo)
@@ -114,16 +124,63 @@ func decideRename(f Facts, peer Peer, req Request) Decision {
 }
 
 // setMeta reads metadata and stores what is taken of it.
-func (s *Session) setMeta(ctx context.Context, repo git.Repo) error {
+func (s *Session) setMeta(ctx context.Context, peer Peer, req Request) error {
 	data, err := meta.Parse(s.Stdin)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.Server.Hostname, err)
 	}
-	answer, err := meta.Apply(ctx, repo, s.Server.Accept, data)
+	answer, err := s.applyMeta(ctx, peer, req, data)
 	if err != nil {
 		return fmt.Errorf("%s: metadata: %w", s.Server.Hostname, err)
 	}
 	return json.NewEncoder(s.Stdout).Encode(answer)
+}
+
+// applyMeta decides again, now that all was read, and until it is done the
+// repository cannot become another one.
+func (s *Session) applyMeta(ctx context.Context, peer Peer, req Request, data *meta.Data) (answer *meta.Answer, err error) {
+	err = repos.Hold(ctx, s.Server, func() error {
+		repo, err := s.decideAgain(ctx, peer, req)
+		if err == nil {
+			answer, err = meta.Apply(ctx, repo, s.Server.Accept, data)
+		}
+		return err
+	})
+	return answer, err
+}
+
+// decideAgain is for after a client has kept us waiting for what it sends: it may
+// wait until the repository is deleted and made anew by another master, or becomes ours.
+func (s *Session) decideAgain(ctx context.Context, peer Peer, req Request) (git.Repo, error) {
+	facts, repo, err := s.look(ctx, req)
+	if err != nil {
+		return repo, err
+	}
+	if d := DecidePeer(facts, peer, req); d.Action == Refuse {
+		return repo, errors.New(d.Message)
+	}
+	if facts.Repo == nil {
+		return repo, fmt.Errorf("%s: %w any more", req.Repo, mirrorcfg.ErrNoRepo)
+	}
+	return repo, nil
+}
+
+// decisionHolds is how long a decision is relied upon while the directory is still the
+// same one. Looking again costs a push a process.
+const decisionHolds = time.Second
+
+// still is decideAgain where that is needed.
+func (s *Session) still(ctx context.Context, peer Peer, req Request) error {
+	if now, err := s.stat(req); err == nil && s.opened != nil && os.SameFile(now, s.opened) && time.Since(s.looked) < decisionHolds {
+		return nil
+	}
+	_, err := s.decideAgain(ctx, peer, req)
+	return err
+}
+
+// stat identifies the directory that a request is about.
+func (s *Session) stat(req Request) (fs.FileInfo, error) {
+	return os.Stat(filepath.Join(s.Server.RepoBase, req.Repo+".git"))
 }
 
 // create makes the repository that a master may create.
@@ -158,7 +215,8 @@ func (s *Session) createFor(ctx context.Context, master, name string, data *meta
 	if len(command) == 0 {
 		return answer, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, createdTimeout)
+	// A master that hangs up does not keep it from running.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createdTimeout)
 	defer cancel()
 	argv := append(append([]string{}, command...), name)
 	if _, err := proc.Run(proc.Command(ctx, proc.Env(mirrorcfg.EnvConfig+"="+s.Server.File), argv...)); err != nil {
@@ -225,6 +283,13 @@ func (s *Session) rename(ctx context.Context, master string, req Request) error 
 func (s *Session) done(d Done) error {
 	d.Version = 1
 	return json.NewEncoder(s.Stdout).Encode(d)
+}
+
+// knows reports whether a repository is any of a peer's business: the new name of one that
+// is not is nothing to tell.
+func (s *Session) knows(ctx context.Context, peer Peer, name string) bool {
+	cfg, _, err := s.Server.OpenRepo(ctx, name)
+	return err == nil && cfg.Role(s.Server.Hostname) != mirrorcfg.Local && (cfg.Master == peer.name || cfg.Listed(s.Server.Hostname, peer.name))
 }
 
 // renamedFor tells a user what a repository is called now, if they may read it.

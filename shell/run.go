@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"regexp"
@@ -50,6 +51,9 @@ type Session struct {
 
 	patience time.Duration // for the authorize command; 0: authorizeTimeout
 	trail    trail
+
+	looked time.Time   // when the repository's configuration was read
+	opened fs.FileInfo // its directory then, nil for none
 }
 
 // Push is a push of the master that was allowed.
@@ -70,6 +74,9 @@ func (s *Session) ServePeer(ctx context.Context, peer Peer) (status int) {
 			err = hidden{DecidePeer(Facts{Hostname: facts.Hostname}, peer, req).Message, err}
 		}
 		return s.refuse(who, err)
+	}
+	if facts.Renamed != "" && !s.knows(ctx, peer, facts.Renamed) {
+		facts.Renamed = ""
 	}
 	d := DecidePeer(facts, peer, req)
 	env := []string{mirrorcfg.EnvPeer + "=" + peer.name}
@@ -108,12 +115,20 @@ func (s *Session) ServeUser(ctx context.Context, user User) (status int) {
 // error, Request.Repo is "" when the command is to blame, and else the name of
 // the repository that is.
 func (s *Session) prepare(ctx context.Context) (Request, Facts, git.Repo, error) {
-	facts := Facts{Hostname: s.Server.Hostname}
 	req, err := Parse(s.Command)
 	s.trail.request = req
 	if err != nil || req.Repo == "" {
-		return req, facts, git.Repo{}, err
+		return req, Facts{Hostname: s.Server.Hostname}, git.Repo{}, err
 	}
+	s.looked = time.Now()
+	s.opened, _ = s.stat(req) // before the configuration is read
+	facts, repo, err := s.look(ctx, req)
+	return req, facts, repo, err
+}
+
+// look finds out what a decision about a repository depends on.
+func (s *Session) look(ctx context.Context, req Request) (Facts, git.Repo, error) {
+	facts := Facts{Hostname: s.Server.Hostname}
 	cfg, repo, err := s.Server.OpenRepo(ctx, req.Repo)
 	if errors.Is(err, mirrorcfg.ErrNoRepo) {
 		facts.Renamed = repos.NewName(s.Server, req.Repo)
@@ -123,7 +138,7 @@ func (s *Session) prepare(ctx context.Context) (Request, Facts, git.Repo, error)
 	if err == nil {
 		err = s.lookFurther(ctx, req, &facts)
 	}
-	return req, facts, repo, err
+	return facts, repo, err
 }
 
 // hidden is an error of which the client is told less than the log.
@@ -149,17 +164,17 @@ func (s *Session) run(ctx context.Context, who string, d Decision, req Request, 
 	if d.Action == Refuse {
 		return s.refuse(who, errors.New(d.Message))
 	}
+	s.auditAllowed(who, d) // first: who does not read what we say ends or holds us
 	if d.Message != "" {
 		fmt.Fprintln(s.Stderr, d.Message)
 	}
-	s.auditAllowed(who, d)
 	switch d.Action {
 	case Greet:
 		return s.greet(ctx, name, d.User, req)
 	case SetMeta:
-		return s.told(who, s.setMeta(ctx, repo))
+		return s.told(who, s.setMeta(ctx, Peer{d.Host}, req))
 	case TakeWild:
-		return s.told(who, s.takeWild(ctx, req, d.Host, repo, facts.Repo != nil))
+		return s.told(who, s.takeWild(ctx, req, Peer{d.Host}, facts.Repo != nil))
 	case CreateRepo:
 		return s.told(who, s.create(ctx, d.Host, req.Repo))
 	case DeleteRepo:
@@ -178,7 +193,7 @@ func (s *Session) run(ctx context.Context, who string, d Decision, req Request, 
 	case Digests:
 		return s.exec(ctx, who, proc.Env(), s.Mirrord, "--config", s.Server.File, "mirror-digest", "--", d.Host)
 	case TakePush:
-		if err := s.takePush(ctx, Push{facts.Repo, repo, d.Host}, proc.Env(append(env, s.gitEnv(req)...)...)); err != nil {
+		if err := s.takePush(ctx, Push{facts.Repo, repo, d.Host}, req, proc.Env(append(env, s.gitEnv(req)...)...)); err != nil {
 			return s.refuse(who, err)
 		}
 		return 0
@@ -249,8 +264,9 @@ func (s *Session) told(who string, err error) int {
 }
 
 // takePush takes a push of the master without showing refs first.
-func (s *Session) takePush(ctx context.Context, push Push, env []string) error {
+func (s *Session) takePush(ctx context.Context, push Push, req Request, env []string) error {
 	taker := PushTaker{Config: push.Config, Repo: push.Repo, Host: s.Server.Hostname, Stderr: s.Stderr, Env: env, Settings: s.fsck()}
+	taker.Still = func(ctx context.Context) error { return s.still(ctx, Peer{push.Peer}, req) }
 	taker.Begin = func(ctx context.Context, commands []sendpack.Command) (settings []string, done func(), err error) {
 		if s.BeginPush != nil {
 			if settings, done, err = s.BeginPush(ctx, push, commands); err != nil || len(settings) > 0 {

@@ -35,6 +35,9 @@ type PushTaker struct {
 	Stderr io.Writer // for what git and hooks say to the master
 	// Settings are more of git's settings for the push ("-c", "NAME=VALUE", …).
 	Settings []string
+	// Still, where it is not nil, is called whenever the master may have kept us waiting, and
+	// says why the push is not to go on.
+	Still func(context.Context) error
 	// Begin, where it is not nil, is called before anything is changed, and may refuse. It
 	// returns more settings, and what is to be called when all was applied.
 	Begin func(context.Context, []sendpack.Command) (settings []string, done func(), err error)
@@ -96,6 +99,9 @@ func keepSaying(w io.Writer) (stop func() error) {
 // take applies a request. An error means that git's own protocol is to be
 // used; HEAD, and with it nothing else, may have been set by then.
 func (t *PushTaker) take(ctx context.Context, q sendpack.QuickRequest, pack io.Reader) (a sendpack.QuickAnswer, err error) {
+	if err := t.still(ctx); err != nil {
+		return a, err
+	}
 	// A default branch that was renamed cannot be deleted while HEAD points to it.
 	first := q.Head != "" && t.deletesHead(ctx, q)
 	if first {
@@ -109,6 +115,9 @@ func (t *PushTaker) take(ctx context.Context, q sendpack.QuickRequest, pack io.R
 		}
 	}
 	if q.Head != "" && !first {
+		if err := t.still(ctx); err != nil { // the pack may have taken hours
+			return a, err
+		}
 		if err := t.setHead(ctx, q.Head); err != nil {
 			return a, err
 		}
@@ -120,6 +129,13 @@ func (t *PushTaker) take(ctx context.Context, q sendpack.QuickRequest, pack io.R
 	a.Digest = digest.Of(t.Config.MirroredRefs(refs))
 	a.Head, err = t.Repo.Head(ctx)
 	return a, err
+}
+
+func (t *PushTaker) still(ctx context.Context) error {
+	if t.Still == nil {
+		return nil
+	}
+	return t.Still(ctx)
 }
 
 // deletesHead reports whether the branch that HEAD points to is to be deleted.

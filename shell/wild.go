@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"strings"
 
-	"mirror-shell/internal/git"
 	"mirror-shell/internal/meta"
 	"mirror-shell/mirrorcfg"
 )
@@ -76,8 +75,8 @@ func decideWild(f Facts, peer Peer, req Request) Decision {
 	return Decision{Action: TakeWild, Host: peer.name}
 }
 
-// takeWild carries it out, in repo where it exists.
-func (s *Session) takeWild(ctx context.Context, req Request, master string, repo git.Repo, exists bool) error {
+// takeWild carries it out.
+func (s *Session) takeWild(ctx context.Context, req Request, master Peer, exists bool) error {
 	perms, err := parsePerms(s.Stdin)
 	if err != nil {
 		return fmt.Errorf("%s: gl-perms: %w", s.Server.Hostname, err)
@@ -87,9 +86,9 @@ func (s *Session) takeWild(ctx context.Context, req Request, master string, repo
 		return fmt.Errorf("%s: %w", s.Server.Hostname, err)
 	}
 	if exists {
-		_, err = meta.Apply(ctx, repo, s.Server.Accept, data)
+		_, err = s.applyMeta(ctx, master, req, data)
 	} else {
-		_, err = s.createFor(ctx, master, req.Repo, data)
+		_, err = s.createFor(ctx, master.name, req.Repo, data)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.Server.Hostname, err)

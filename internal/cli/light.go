@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"mirror-shell/hooks"
 	"mirror-shell/internal/git"
@@ -23,6 +25,9 @@ import (
 // forced serves one ssh session of a peer or a user.
 func (p *Program) forced(ctx context.Context) error {
 	dropClientEnvironment()
+	// A client that closes its end must not end us between two steps, nor keep us from
+	// telling the audit log how it ended. Whom we become gets the signal's default again.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	server, err := p.Server()
 	if err != nil {
 		// The client learns that it is not their fault; the administrator, who

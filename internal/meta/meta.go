@@ -193,7 +193,9 @@ func Parse(r io.Reader) (*Data, error) {
 // Write writes the object as Parse reads it.
 func (d *Data) Write(w io.Writer) error {
 	d.Version = Version
-	return json.NewEncoder(w).Encode(d)
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false) // six bytes for each < and > would take what is allowed over maxObject
+	return enc.Encode(d)
 }
 
 // unnamed begins the description that git gives a new repository, which says nothing.
@@ -231,7 +233,11 @@ func Read(repo git.Repo, cfg *mirrorcfg.Repo) (d *Data, notes []string, err erro
 		case len(d.Config) == maxKeys:
 			return d, append(notes, fmt.Sprintf("only the first %d config keys were sent", maxKeys)), nil
 		case len(key) > maxKey || checkText(key) != nil || checkValue(value) != nil:
-			notes = append(notes, fmt.Sprintf("config %.80q was not sent: its value %v", key, checkValue(value)))
+			problem := checkValue(value)
+			if problem == nil {
+				problem = errors.New("has a key that is too long, or not plain text")
+			}
+			notes = append(notes, fmt.Sprintf("config %.80q was not sent: its value %v", key, problem))
 		default:
 			d.Config[key] = value
 		}

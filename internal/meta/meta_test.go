@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -287,5 +288,33 @@ func TestRecord(t *testing.T) {
 	}
 	if err := Forget(repo.Dir, "sam"); err != nil {
 		t.Error(err)
+	}
+}
+
+// Whatever Read takes is taken by Parse: what a slave could never read would be sent for ever.
+func TestFitsOnTheWire(t *testing.T) {
+	for _, fill := range []string{"<", "&", "\"", "\n", "\\", "é", "\u2028", "\u2029"} {
+		repo := bare(t)
+		long := func(most int) string { return strings.Repeat(fill, most/len(fill)) }
+		for _, m := range members {
+			if m.file != "gl-creator" {
+				put(t, repo, m.file, long(maxText))
+			}
+		}
+		cfg := &mirrorcfg.Repo{Carried: map[string]string{}}
+		for i := range maxKeys + 3 {
+			cfg.Carried[fmt.Sprintf("hooks.%s.k%d", strings.Repeat("<", maxKey-20), i)] = long(maxValue)
+		}
+		d, notes, err := Read(repo, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wire bytes.Buffer
+		if err := d.Write(&wire); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Parse(&wire); err != nil || cmp.Diff(d, got) != "" {
+			t.Errorf("%q: %v, %.300q", fill, err, notes)
+		}
 	}
 }

@@ -10,11 +10,12 @@
 // sees the same, there is a directory that is no repository name:
 //
 //	.mirror-shell/lock                one process at a time creates, deletes or renames
-//	.mirror-shell/created             JSON: how many repositories each master has made today
+//	.mirror-shell/created             JSON: how many repositories each master has made or renamed today
 //	.mirror-shell/trash/ID/           a deleted repository; ID is its date and eight random digits
 //	    about.json                    an Entry
 //	    repository/                   the repository as it was
 //	.mirror-shell/untold/PEER.json    JSON array of Op: what a peer is still to be told
+//	.mirror-shell/untold/PEER.lock    one process at a time tells it
 //	.mirror-shell/renamed/HASH.json   a Moved; HASH is the SHA-256 of the old name
 //
 // A repository that is being made is DIR/.mirror-shell-new-….git, beside where it will be.
@@ -100,6 +101,9 @@ func Create(ctx context.Context, server *mirrorcfg.Server, c Creation) (git.Repo
 	if err := p.countCreation(c.Master, server.Accept.CreatePerDay); err != nil {
 		return git.Repo{}, nil, err
 	}
+	if err := p.makeParents(final); err != nil {
+		return git.Repo{}, nil, err
+	}
 	temp, err := p.tempBeside(final)
 	if err != nil {
 		return git.Repo{}, nil, err
@@ -107,6 +111,9 @@ func Create(ctx context.Context, server *mirrorcfg.Server, c Creation) (git.Repo
 	defer os.RemoveAll(temp) // not there any more when all went well
 	answer, err := c.fill(ctx, server, temp)
 	if err != nil {
+		return git.Repo{}, nil, fmt.Errorf("create %s: %w", c.Name, err)
+	}
+	if err := syncNew(temp); err != nil {
 		return git.Repo{}, nil, fmt.Errorf("create %s: %w", c.Name, err)
 	}
 	if err := p.move(temp, final); err != nil {
@@ -145,6 +152,21 @@ func (c Creation) fill(ctx context.Context, server *mirrorcfg.Server, dir string
 	return answer, nil
 }
 
+// syncNew has the files on disk that say whose the repository is, before it has its
+// name: after a power cut an empty config would make it local, and anybody's to push to.
+func syncNew(dir string) error {
+	for _, name := range []string{"config", "HEAD"} {
+		f, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
+	return durable.SyncDir(dir)
+}
+
 // place is repo_base, locked.
 type place struct {
 	base string // symlinks resolved
@@ -155,6 +177,21 @@ type place struct {
 const lockWait = time.Minute
 
 func open(ctx context.Context, server *mirrorcfg.Server) (*place, error) {
+	return lock(ctx, server, (*flock.Flock).TryLockContext)
+}
+
+// Hold keeps repositories from being made, deleted and renamed while do runs. Others
+// may hold them as well; do must be short, and use nothing else of this package.
+func Hold(ctx context.Context, server *mirrorcfg.Server, do func() error) error {
+	p, err := lock(ctx, server, (*flock.Flock).TryRLockContext)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	return do()
+}
+
+func lock(ctx context.Context, server *mirrorcfg.Server, how func(*flock.Flock, context.Context, time.Duration) (bool, error)) (*place, error) {
 	base, err := server.Base()
 	if err != nil {
 		return nil, err
@@ -166,7 +203,7 @@ func open(ctx context.Context, server *mirrorcfg.Server) (*place, error) {
 	p.lock = flock.New(p.private("lock"), flock.SetFlag(os.O_CREATE|os.O_RDWR), flock.SetPermissions(0o600))
 	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
-	if _, err := p.lock.TryLockContext(ctx, 10*time.Millisecond); err != nil {
+	if _, err := how(p.lock, ctx, 10*time.Millisecond); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", p.private("lock"), err)
 	}
 	return p, nil
@@ -178,9 +215,9 @@ func (p *place) private(elements ...string) string {
 	return filepath.Join(append([]string{p.base, mirrorcfg.PrivateDir}, elements...)...)
 }
 
-// vacant returns where a repository of that name has its directory, and makes the
-// directories above. Every one of them must be a real directory, and no repository: a link
-// may lead anywhere, and who owns a repository has no say about what is below it.
+// vacant returns where a repository of that name has its directory. Every directory
+// above that is there must be a real one, and no repository: a link may lead
+// anywhere, and who owns a repository has no say about what is below it.
 func (p *place) vacant(name string) (dir string, err error) {
 	elements := strings.Split(name, "/")
 	dir = p.base
@@ -188,10 +225,7 @@ func (p *place) vacant(name string) (dir string, err error) {
 		dir = filepath.Join(dir, element)
 		info, err := os.Lstat(dir)
 		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			if err := os.Mkdir(dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
-				return "", err
-			}
+		case errors.Is(err, fs.ErrNotExist): // and so are all below it
 		case err != nil:
 			return "", err
 		case !info.IsDir():
@@ -207,9 +241,26 @@ func (p *place) vacant(name string) (dir string, err error) {
 	return dir, nil
 }
 
+// makeParents makes the directories above a repository, and has them on disk. Only what
+// is counted makes any: a name may have two hundred of them.
+func (p *place) makeParents(dir string) error {
+	above := filepath.Dir(dir)
+	if above == p.base || isDir(above) {
+		return nil
+	}
+	if err := p.makeParents(above); err != nil {
+		return err
+	}
+	if err := os.Mkdir(above, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return durable.SyncDir(filepath.Dir(above))
+}
+
 // tempPrefix begins what is being made; the end is .git, so that walks do not
-// go inside, and the point in front keeps it from being a repository's name.
-const tempPrefix = ".mirror-shell-new-"
+// go inside. No element of a repository's name may begin like that, see mirrorcfg.CleanRepo:
+// who could rename a repository to such a name would have it removed by the next creation.
+const tempPrefix = mirrorcfg.PrivateDir + "-new-"
 
 // tempBeside makes an empty directory on the file system of final. What a process
 // that was killed left there is removed: the lock says that nobody is at work.
@@ -239,7 +290,7 @@ func globEscape(dir string) string {
 
 // move renames a directory to a name that nothing has.
 func (p *place) move(from, to string) error {
-	if err := renameNew(from, to); err != nil {
+	if err := durable.RenameNew(from, to); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			return ErrExists
 		}
@@ -255,7 +306,7 @@ type creations struct {
 }
 
 // countCreation refuses more than most a day: a master's key must not fill the disk.
-// What failed counts, too.
+// What failed counts, too, and so does a new name, which makes directories as well.
 func (p *place) countCreation(master string, most int) error {
 	var c creations
 	today := time.Now().UTC().Format(time.DateOnly)
@@ -263,7 +314,7 @@ func (p *place) countCreation(master string, most int) error {
 		c = creations{today, map[string]int{}}
 	}
 	if c.Count[master] >= most {
-		return fmt.Errorf("%s has made %d repositories here today, and may make no more until tomorrow (create_per_day under [accept])", master, c.Count[master])
+		return fmt.Errorf("%s has made or renamed %d repositories here today, and may do no more until tomorrow (create_per_day under [accept])", master, c.Count[master])
 	}
 	c.Count[master]++
 	text, err := json.Marshal(c)

@@ -51,8 +51,16 @@ func Rename(ctx context.Context, server *mirrorcfg.Server, r Renaming) error {
 	if err != nil {
 		return err
 	}
+	if r.By != "" {
+		if err := p.countCreation(r.By, server.Accept.CreatePerDay); err != nil {
+			return err
+		}
+	}
+	if err := p.makeParents(to); err != nil {
+		return err
+	}
 	now := time.Now()
-	op := Op{ID: newID(now), Kind: Renamed, Name: old, To: name, At: now.UTC().Truncate(time.Second)}
+	op := Op{ID: newID(now), Kind: Renamed, Name: old, To: name, At: now.UTC().Truncate(time.Second), Inode: inode(dir)}
 	if err := p.announce(r.Peers, op, func() error { return p.move(dir, to) }); err != nil {
 		return fmt.Errorf("rename %s to %s: %w", old, name, err)
 	}

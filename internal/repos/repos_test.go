@@ -31,12 +31,16 @@ func newWorld(t testing.TB) world {
 	dir := t.TempDir()
 	t.Setenv("GIT_CONFIG_GLOBAL", filepath.Join(dir, "gitconfig"))
 	t.Setenv("GIT_CONFIG_NOSYSTEM", "1")
-	w := world{t, &mirrorcfg.Server{File: "x.toml", Hostname: "sam", RepoBase: filepath.Join(dir, "repositories"), StateDir: filepath.Join(dir, "state"),
-		Accept: mirrorcfg.Accept{Create: []string{"**"}, Delete: []string{"**"}, CreatePerDay: 100}}}
+	w := world{t, serverIn(dir)}
 	if err := os.Mkdir(w.server.RepoBase, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return w
+}
+
+func serverIn(dir string) *mirrorcfg.Server {
+	return &mirrorcfg.Server{File: "x.toml", Hostname: "sam", RepoBase: filepath.Join(dir, "repositories"), StateDir: filepath.Join(dir, "state"),
+		Accept: mirrorcfg.Accept{Create: []string{"**"}, Delete: []string{"**"}, CreatePerDay: 100000}}
 }
 
 func (w world) path(elements ...string) string {
@@ -159,7 +163,7 @@ func TestCreationsPerDay(t *testing.T) {
 	w.server.Accept.CreatePerDay = 2
 	w.must(w.create("a", "frodo"))
 	w.must(w.create("b", "frodo"))
-	if err := w.create("c", "frodo"); err == nil || !strings.Contains(err.Error(), "frodo has made 2 repositories here today") {
+	if err := w.create("c", "frodo"); err == nil || !strings.Contains(err.Error(), "frodo has made or renamed 2 repositories here today") {
 		t.Error(err)
 	}
 	w.must(w.create("c", "gollum"))

@@ -179,6 +179,9 @@ func Restore(ctx context.Context, server *mirrorcfg.Server, id, as string) (Entr
 	if err != nil {
 		return e, fmt.Errorf("restore %s: %w: give it another name with --as", id, err)
 	}
+	if err := p.makeParents(dir); err != nil {
+		return e, err
+	}
 	// First: a peer that were told between the two would lose what is just being put back.
 	for peer := range waiting {
 		if err := p.retract([]string{peer}, id); err != nil {

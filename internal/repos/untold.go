@@ -10,7 +10,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
+
+	"github.com/gofrs/flock"
 
 	"mirror-shell/internal/durable"
 	"mirror-shell/mirrorcfg"
@@ -34,6 +37,9 @@ type Op struct {
 	// Prepared: it was about to happen here. When that is still there after the lock
 	// is free again, the process was killed, and what is on disk tells whether it happened.
 	Prepared bool `json:"prepared,omitempty"`
+	// Inode is that of the repository's directory, by which a renaming is told from
+	// another repository that has been given the new name since.
+	Inode uint64 `json:"inode,omitempty"`
 }
 
 func (p *place) untoldFile(peer string) string { return p.private("untold", peer+".json") }
@@ -124,7 +130,21 @@ func (p *place) happened(op Op) bool {
 	if op.Kind == Deleted {
 		return isDir(p.private("trash", op.ID, "repository"))
 	}
-	return isDir(filepath.Join(p.base, op.To+".git"))
+	dir := filepath.Join(p.base, op.To+".git")
+	return isDir(dir) && (op.Inode == 0 || inode(dir) == op.Inode)
+}
+
+// inode identifies a directory as long as it is there, whatever it is called; 0 when it is not.
+func inode(dir string) uint64 {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return 0
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	return stat.Ino
 }
 
 func isDir(path string) bool {
@@ -178,6 +198,28 @@ func related(ops []Op, name string) []Op {
 		}
 	}
 	return slices.DeleteFunc(slices.Clone(ops), func(op Op) bool { return !names[op.Name] && (op.To == "" || !names[op.To]) })
+}
+
+// Telling waits until nobody else tells the peer anything, and returns the release. What is
+// to be told is read after that: an op that somebody else has told meanwhile would
+// reach the peer a second time, when its name may be another repository's.
+func Telling(ctx context.Context, server *mirrorcfg.Server, peer string) (release func(), err error) {
+	if err := mirrorcfg.CheckHost(peer); err != nil {
+		return nil, err
+	}
+	base, err := server.Base()
+	if err != nil {
+		return nil, err
+	}
+	p := &place{base: base}
+	if err := durable.MakeDirs(p.private("untold")); err != nil {
+		return nil, err
+	}
+	l := flock.New(p.private("untold", peer+".lock"), flock.SetFlag(os.O_CREATE|os.O_RDWR), flock.SetPermissions(0o600))
+	if _, err := l.TryLockContext(ctx, 50*time.Millisecond); err != nil {
+		return nil, fmt.Errorf("wait for what else %s is told: %w", peer, err)
+	}
+	return func() { l.Close() }, nil
 }
 
 // Told removes what a peer has confirmed.

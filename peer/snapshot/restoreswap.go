@@ -121,7 +121,7 @@ func setAside(dir, target string, now time.Time) (string, error) {
 		if i > 1 {
 			to = fmt.Sprintf("%s-%d", base, i)
 		}
-		err := renameNew(dir, to)
+		err := durable.RenameNew(dir, to)
 		if err == nil || !errors.Is(err, fs.ErrExist) {
 			return to, err
 		}
@@ -137,7 +137,7 @@ func (b *build) swap(target string, replace bool, now time.Time) (before string,
 	}
 	if is == nothing {
 		os.Remove(target) // an empty directory; rename would replace that too, but not every kind of rename
-		if err := renameNew(b.dir, target); err != nil {
+		if err := durable.RenameNew(b.dir, target); err != nil {
 			return "", err
 		}
 		b.dir = ""
@@ -168,7 +168,7 @@ func (b *build) exchange(target string, now time.Time) (before string, err error
 		}
 		return before, nil
 	}
-	if !unsupported(err) {
+	if !durable.Unsupported(err) {
 		return "", fmt.Errorf("swap %s and %s: %w", b.dir, target, err)
 	}
 	// In two steps. Who is killed in between leaves the old repository under its new name.
@@ -180,25 +180,4 @@ func (b *build) exchange(target string, now time.Time) (before string, err error
 	}
 	b.dir = ""
 	return before, nil
-}
-
-// renameNew renames to a name that nobody has; a taken one is fs.ErrExist.
-func renameNew(from, to string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	if err != nil && unsupported(err) {
-		// The directories of a restore are locked against others of ours; a full one is never replaced anyway.
-		if _, err := os.Lstat(to); err == nil {
-			return &os.LinkError{Op: "rename", Old: from, New: to, Err: fs.ErrExist}
-		}
-		return os.Rename(from, to)
-	}
-	if err != nil {
-		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
-	}
-	return nil
-}
-
-// unsupported reports that the kernel or the file system does not know that kind of rename.
-func unsupported(err error) bool {
-	return errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP)
 }
