@@ -18,7 +18,7 @@ type asideHash struct {
 
 const (
 	asideBuffers = 4
-	asideSize    = 256 << 10
+	asideSize    = 64 << 10
 )
 
 // aside returns h itself for little content.
