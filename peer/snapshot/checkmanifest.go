@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"time"
 
 	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
@@ -15,6 +16,12 @@ import (
 func (m *Manifest) check() error {
 	if clean, err := mirrorcfg.CleanRepo(m.Repository); err != nil || clean != m.Repository {
 		return fmt.Errorf("repository %q is no repository's name", m.Repository)
+	}
+	if m.Grace < 0 || m.Grace > int64(maxGrace/time.Second) {
+		return fmt.Errorf("grace period of %d seconds", m.Grace)
+	}
+	if m.SealedFor != "" && !isHex(m.SealedFor, 32) {
+		return fmt.Errorf("recipients %q", m.SealedFor)
 	}
 	digits := map[string]int{"sha1": 40, "sha256": 64}[m.ObjectFormat]
 	if digits == 0 {

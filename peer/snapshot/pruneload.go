@@ -15,6 +15,7 @@ type inventory struct {
 	all     map[string]bool      // keys of data that any manifest names
 	stays   map[string]time.Time // those that one that stays names → until when it is known to be retained
 	follows map[string]bool      // Sums that those that stay follow
+	grace   time.Duration        // the longest of those who made them
 }
 
 func (v *Vault) newInventory() *inventory {
@@ -41,6 +42,7 @@ func (i *inventory) add(ctx context.Context, names []Name, stay bool) error {
 		i.mu.Lock()
 		defer i.mu.Unlock()
 		i.loaded[n.Key()] = true
+		i.grace = max(i.grace, time.Duration(m.Grace)*time.Second)
 		for _, o := range m.Objects() {
 			i.all[o.Key] = true
 			if stay && !i.stays[o.Key].After(o.Retained) {

@@ -78,7 +78,7 @@ func (m memoryDir) manifest(sum string) *Manifest {
 		return nil
 	}
 	defer d.Close()
-	data, err := io.ReadAll(io.LimitReader(d, 4*maxManifest))
+	data, err := io.ReadAll(io.LimitReader(d, maxPlainManifest))
 	if err != nil {
 		return nil
 	}
@@ -93,7 +93,7 @@ func (m memoryDir) keepManifest(sum string, manifest *Manifest) {
 	if m == "" {
 		return
 	}
-	data, err := json.Marshal(manifest)
+	data, err := manifest.encodeJSON()
 	if err != nil {
 		return
 	}

@@ -84,7 +84,8 @@ type taking struct {
 	attempt int
 
 	latest Name      // zero: there is none
-	base   *Manifest // of latest; nil: everything is taken anew
+	loaded *Manifest // of latest, when it was asked for
+	base   *Manifest // loaded; nil: everything is taken anew
 	now    *capture
 	tips   []string  // of now
 	began  time.Time // before latest was looked up
@@ -187,7 +188,7 @@ func (t *taking) run(ctx context.Context) (err error) {
 
 // isBad asks the store whether the latest snapshot is known not to be whole, unless it was
 // asked lately and nothing will be built on the answer.
-func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bool, error) {
+func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bad bool, err error) {
 	if t.latest.Sum == "" || same && t.v.now().Sub(known.Looked).Abs() < lookAgain && !known.Unchecked {
 		return false, nil
 	}
@@ -204,15 +205,51 @@ func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bool, e
 		if check.Kind == checkBad {
 			return true, nil
 		}
-		if check.Kind == checkGood || check.Kind == checkDrill {
-			break // the last word on it
+		if check.Kind == checkGood { // the last word on it; a drill gives its own
+			t.seenGood(known, same)
+			return false, nil
 		}
 	}
-	if same && !known.Unchecked {
+	if !known.Unchecked {
+		if known.Unchecked, err = t.unwalked(ctx); err != nil {
+			return false, err
+		}
+	}
+	if known.Unchecked {
+		return true, nil
+	}
+	t.seenGood(known, same)
+	return false, nil
+}
+
+// seenGood remembers that the latest snapshot was not bad just now.
+func (t *taking) seenGood(known *recalled, same bool) {
+	known.Unchecked = false
+	if same {
 		known.Looked = t.v.now()
 		t.memory.remember(*known)
 	}
-	return known.Unchecked, nil
+}
+
+// unwalked reports whether the latest snapshot was published before anybody had walked through its history. One that
+// cannot be read is left to loadBase.
+func (t *taking) unwalked(ctx context.Context) (bool, error) {
+	m, err := t.load(ctx)
+	if errors.Is(err, ErrKey) || errors.Is(err, ErrDamaged) {
+		return false, nil
+	}
+	return err == nil && m.Unwalked, err
+}
+
+// load returns the latest snapshot's manifest, from what is remembered or from the store.
+func (t *taking) load(ctx context.Context) (m *Manifest, err error) {
+	if t.loaded == nil {
+		t.loaded = t.memory.manifest(t.latest.Sum)
+	}
+	if t.loaded == nil {
+		t.loaded, err = t.v.Load(ctx, t.latest)
+	}
+	return t.loaded, err
 }
 
 // unchanged writes that the run with this ID found the repository as it was.
@@ -255,24 +292,26 @@ func (t *taking) prepare(ctx context.Context, bad, unchecked bool) (err error) {
 }
 
 func (t *taking) loadBase(ctx context.Context) error {
-	base := t.memory.manifest(t.latest.Sum)
-	if base == nil {
-		var err error
-		base, err = t.v.Load(ctx, t.latest)
-		switch {
-		case errors.Is(err, ErrKey):
-			t.note("the latest snapshot is encrypted and no identity is configured here: everything is taken anew")
-			return nil
-		case errors.Is(err, ErrDamaged):
-			t.note("the latest snapshot cannot be read, and everything is taken anew: " + err.Error())
-			t.put.fresh = true
-			return nil
-		case err != nil:
-			return err
-		}
+	base, err := t.load(ctx)
+	switch {
+	case errors.Is(err, ErrKey):
+		t.note("the latest snapshot is encrypted and no identity is configured here: everything is taken anew")
+		return nil
+	case errors.Is(err, ErrDamaged):
+		t.note("the latest snapshot cannot be read, and everything is taken anew: " + err.Error())
+		t.put.fresh = true
+		return nil
+	case err != nil:
+		return err
 	}
 	if base.ObjectFormat != t.now.ObjectFormat || base.Repository != t.src.Repository {
 		t.note("the latest snapshot has another object format: everything is taken anew")
+		return nil
+	}
+	// Who can read the new snapshot has to be able to read all of it, and nobody else.
+	if base.SealedFor != t.now.SealedFor {
+		t.note("the latest snapshot is not encrypted for the recipients that are configured now: everything is taken anew")
+		t.put.fresh = true
 		return nil
 	}
 	t.base = base

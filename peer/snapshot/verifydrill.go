@@ -24,6 +24,9 @@ func (ver *verification) drill(ctx context.Context, name Name) error {
 		Text: fmt.Sprintf("restored %d refs and %d bytes in %.1f s, checked in %.1f s", done.Refs, done.Bytes, done.Download.Seconds(), done.Check.Seconds())}
 	if err != nil {
 		c.Error, c.Text = proc.OneLine(err.Error(), 4000), "the restore failed"
+		if !errors.Is(err, ErrKey) {
+			ver.damage(name, c.Error)
+		}
 	}
 	ver.found.Drill = &c
 	return ver.v.record(ctx, name.Repository, c)
