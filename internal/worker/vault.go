@@ -76,7 +76,7 @@ func (c *command) latestKnown(repository, peerName string) string {
 	if err != nil {
 		return ""
 	}
-	return snapshot.Remembered(peer.BackupMemory(repo.Dir, peerName))
+	return snapshot.Remembered(peer.BackupMemory(repo.Dir, peerName, c.server.Peers[peerName].URL))
 }
 
 // stopped is why a command ends early, as people want to read it; nil: it goes on.

@@ -298,7 +298,7 @@ func (v *Vault) extend(ctx context.Context, names []Name, data map[string]time.T
 
 func (v *Vault) extendKeys(ctx context.Context, retainer store.Retainer, keys []string, enough time.Time) (int, error) {
 	done, missing := make(chan struct{}, len(keys)), make(chan error, len(keys))
-	err := pruneEach(ctx, keys, func(ctx context.Context, key string) error {
+	err := each(ctx, loadsAtATime, keys, func(ctx context.Context, key string) error {
 		until, err := retainer.Retained(ctx, key)
 		if err == nil && !until.Before(enough) {
 			return nil

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
-	"sync"
 	"time"
 
-	"mirror-shell/internal/durable"
 	"mirror-shell/internal/git"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/peer/store"
@@ -80,7 +77,8 @@ type taking struct {
 	src     Source
 	memory  memoryDir
 	result  *Result
-	scratch string // removed in the end
+	scratch string
+	remove  func() // removes scratch
 	attempt int
 
 	latest Name      // zero: there is none
@@ -146,8 +144,8 @@ func (t *taking) close() {
 	for _, p := range t.made {
 		p.close()
 	}
-	if t.scratch != "" {
-		_ = os.RemoveAll(t.scratch)
+	if t.remove != nil {
+		t.remove()
 	}
 }
 
@@ -272,7 +270,7 @@ func (t *taking) retentionDue() bool {
 // prepare finds out what the new snapshot is built on. What is known to be bad, or was never walked through, is not
 // built on, and before everything is taken anew the repository has to be whole.
 func (t *taking) prepare(ctx context.Context, bad, unchecked bool) (err error) {
-	if t.scratch, err = t.makeScratch(); err != nil {
+	if t.scratch, t.remove, err = t.v.scratchDir("take"); err != nil {
 		return err
 	}
 	if t.tmp, err = git.NewScratch(t.scratch); err != nil {
@@ -287,6 +285,8 @@ func (t *taking) prepare(ctx context.Context, bad, unchecked bool) (err error) {
 		}
 	case t.latest.Sum != "":
 		return t.loadBase(ctx)
+	case Remembered(t.src.Memory) != "":
+		t.note("the vault has no snapshot of it any more, although this server has made one: see that it is the right place, and that its disk is mounted")
 	}
 	return nil
 }
@@ -318,17 +318,6 @@ func (t *taking) loadBase(ctx context.Context) error {
 	return nil
 }
 
-func (t *taking) makeScratch() (string, error) {
-	if err := durable.MakeDirs(t.v.Scratch); err != nil {
-		return "", fmt.Errorf("scratch directory: %w", err)
-	}
-	dir, err := os.MkdirTemp(t.v.Scratch, "take-")
-	if err != nil {
-		return "", fmt.Errorf("scratch directory: %w", err)
-	}
-	return dir, nil
-}
-
 func (t *taking) note(text string) {
 	if t.result.Note != "" {
 		text = t.result.Note + "; " + text
@@ -340,31 +329,6 @@ func (t *taking) progress(stage string, done, total int64) {
 	if t.src.Progress != nil {
 		t.src.Progress(stage, done, total)
 	}
-}
-
-// parallel runs the tasks, a few at a time, and returns the first error after all that were started have ended.
-func parallel(ctx context.Context, limit int, tasks []func(context.Context) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	slots := make(chan struct{}, limit)
-	var group sync.WaitGroup
-	for _, task := range tasks {
-		slots <- struct{}{}
-		if ctx.Err() != nil {
-			break
-		}
-		group.Go(func() {
-			defer func() { <-slots }()
-			if err := task(ctx); err != nil {
-				cancel(err)
-			}
-		})
-	}
-	group.Wait()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return nil
 }
 
 // nameTips adds to an error that speaks of object ids which refs have them.

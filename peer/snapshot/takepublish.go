@@ -202,7 +202,7 @@ func gone(err error) error {
 func (u *uploading) run(ctx context.Context) error {
 	var done atomic.Int64
 	u.t.put.moved = func(n int64) { u.t.progress("upload", done.Add(n), u.total) }
-	return parallel(ctx, uploads, u.tasks)
+	return all(ctx, uploads, u.tasks)
 }
 
 // publish writes the manifest, after a last look at all that it relies on.
@@ -244,7 +244,7 @@ func (t *taking) extendRetention(ctx context.Context, m *Manifest) error {
 			})
 		}
 	}
-	if err := parallel(ctx, uploads, tasks); err != nil {
+	if err := all(ctx, uploads, tasks); err != nil {
 		return fmt.Errorf("extend the retention: %w", err)
 	}
 	set := func(o *Object) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -35,11 +34,11 @@ func (ver *verification) drill(ctx context.Context, name Name) error {
 // practise restores a snapshot into the scratch directory, has git look for anything wrong with it,
 // and removes it. Hooks and config are not restored: nothing shall ever run there.
 func (v *Vault) practise(ctx context.Context, name Name) (Restored, error) {
-	dir, err := os.MkdirTemp(v.Scratch, "drill-*")
+	dir, remove, err := v.scratchDir("drill")
 	if err != nil {
 		return Restored{}, err
 	}
-	defer os.RemoveAll(dir)
+	defer remove()
 	target := filepath.Join(dir, "repository.git")
 	done, err := v.Restore(ctx, name, target, RestoreOptions{Check: Full, WithoutHooks: true})
 	if err != nil {
