@@ -127,6 +127,9 @@ func (c *command) verifyOne(ctx context.Context, peerName string, vault *snapsho
 	found, err := vault.Verify(ctx, repository, snapshot.VerifyOptions{
 		ReadData: c.Verify.ReadData, Drill: c.Verify.Drill, Expect: c.latestKnown(repository, peerName), Progress: read.Done,
 	})
+	if !found.OK() {
+		snapshot.LookAgain(c.backupMemory(repository, peerName))
+	}
 	v := verified{
 		Repository: repository, Snapshots: found.Snapshots, Objects: found.Objects, Bytes: found.Bytes,
 		Unreferenced: found.Unreferenced, Findings: []string{}, Drill: found.Drill,

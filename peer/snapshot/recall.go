@@ -136,6 +136,17 @@ func (m memoryDir) remember(r recalled) {
 	}
 }
 
+// LookAgain has the next Take ask the store whether the latest snapshot is bad, also when it asked lately: something
+// was found to be wrong.
+func LookAgain(memory string) {
+	m := memoryDir(memory)
+	if sum := Remembered(memory); sum != "" {
+		known := m.recall(sum)
+		known.Looked = time.Time{}
+		m.remember(known)
+	}
+}
+
 // Remembered returns the Sum of the latest snapshot that was taken or seen from this machine, as
 // it is remembered in a Source's Memory; "" when nothing is.
 func Remembered(memory string) string {

@@ -34,8 +34,8 @@ type Vault struct {
 	// Retain is for how long the store must refuse to delete what a snapshot needs; 0: it need not.
 	Retain time.Duration
 	// Grace is how long nothing is deleted that may still come into use; 0: DefaultGrace. It
-	// bounds how long a backup may take (half of it), and has to be the same on every server that
-	// uses the vault.
+	// bounds how long a backup may take without looking again (half of it), and should be the same on every server
+	// that uses the vault: see Manifest.Grace.
 	Grace time.Duration
 	// Server is this server's hostname, Program the program and its version, for manifests.
 	Server, Program string
