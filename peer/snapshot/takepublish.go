@@ -328,7 +328,7 @@ func (t *taking) check(ctx context.Context, fresh []*localPack) error {
 		}
 		return nil
 	}
-	if !errors.Is(err, git.ErrIncomplete) {
+	if !errors.Is(err, git.ErrMissing) {
 		return err
 	}
 	err = t.nameTips(err)
