@@ -76,8 +76,8 @@ func (m *Manifest) checkFiles() error {
 		if !keepable(f.Path) {
 			return fmt.Errorf("file %q is not one that a backup keeps", f.Path)
 		}
-		if f.Mode != 0o644 && f.Mode != 0o755 {
-			return fmt.Errorf("file %q: mode %o is neither 644 nor 755", f.Path, f.Mode)
+		if f.Mode != keptMode(fs.FileMode(f.Mode)) {
+			return fmt.Errorf("file %q: mode %o is none that a backup keeps", f.Path, f.Mode)
 		}
 		if err := m.checkObject(f.Object); err != nil {
 			return fmt.Errorf("file %q: %w", f.Path, err)

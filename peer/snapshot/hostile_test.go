@@ -251,3 +251,26 @@ func TestPruneHeedsLongerGrace(t *testing.T) {
 		t.Error("never deleted")
 	}
 }
+
+// A config with a password in it, which nobody else may read, is not restored for all to read.
+func TestPrivateFilesStayPrivate(t *testing.T) {
+	v, _ := testVault(t)
+	r := newSource(t, "--object-format=sha256") // git rewrites its config
+	config := filepath.Join(r.Dir, "config")
+	for _, mode := range []os.FileMode{0o600, 0o640, 0o644} {
+		if err := os.Chmod(config, mode); err != nil {
+			t.Fatal(err)
+		}
+		name := take1(t, v, sourceOf(t, r)).Name
+		for _, without := range []bool{true, false} {
+			dir := filepath.Join(t.TempDir(), "r.git")
+			if _, err := v.Restore(t.Context(), name, dir, RestoreOptions{WithoutHooks: without}); err != nil {
+				t.Fatal(err)
+			}
+			info, err := os.Stat(filepath.Join(dir, "config"))
+			if err != nil || info.Mode() != mode {
+				t.Errorf("%v %v, want %v", info.Mode(), err, mode)
+			}
+		}
+	}
+}

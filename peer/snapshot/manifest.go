@@ -79,7 +79,7 @@ type Pack struct {
 // File is a kept file, by its path in the repository's directory.
 type File struct {
 	Path string `json:"path"` // clean, relative, with "/"
-	Mode uint32 `json:"mode"` // permission bits: 0755 where the owner may execute, else 0644
+	Mode uint32 `json:"mode"` // permission bits: 0755 where the owner may execute, else 0644, less those of others and the group where they have none
 	Object
 }
 

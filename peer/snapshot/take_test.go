@@ -316,7 +316,7 @@ func TestTakeFiles(t *testing.T) {
 		for _, f := range manifest.Files {
 			modes[f.Path] = f.Mode
 		}
-		want := map[string]uint32{"config": 0o644, "description": 0o644, "gl-perms": 0o644, "hooks/update": 0o755, "hooks/inside": 0o755, "info/exclude": 0o644}
+		want := map[string]uint32{"config": 0o644, "description": 0o600, "gl-perms": 0o644, "hooks/update": 0o755, "hooks/inside": 0o755, "info/exclude": 0o644}
 		if !maps.Equal(modes, want) || len(manifest.LFS) != 1 {
 			t.Errorf("%v, %v", modes, manifest.LFS)
 		}
