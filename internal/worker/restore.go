@@ -245,6 +245,14 @@ func (r *restoreRun) tell(out restored) {
 	}
 }
 
+// asOf is the point in time that was restored.
+func (r *restoreRun) asOf() time.Time {
+	if r.at.IsZero() {
+		return r.began
+	}
+	return r.at
+}
+
 // finish prints the summary; the error is that something could not be restored.
 func (r *restoreRun) finish(ctx context.Context) error {
 	r.shown.Close()
@@ -266,10 +274,10 @@ func (r *restoreRun) finish(ctx context.Context) error {
 	took := time.Since(r.began).Seconds()
 	if r.Restore.JSON {
 		err := json.NewEncoder(r.Stdout).Encode(struct {
-			At           time.Time  `json:"at,omitzero"` // "": the latest
+			At           time.Time  `json:"at"` // without --at: now, for the latest
 			Repositories []restored `json:"repositories"`
 			Seconds      float64    `json:"seconds"`
-		}{r.at.UTC(), r.all, took})
+		}{r.asOf().UTC(), r.all, took})
 		if err != nil {
 			return err
 		}
