@@ -2,6 +2,8 @@ package peer
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -157,14 +159,15 @@ func (b *backupPeer) look(ctx context.Context, cfg *mirrorcfg.Repo, id string) (
 // source is what a vault has to know of a repository.
 func (b *backupPeer) source(cfg *mirrorcfg.Repo, dir string) snapshot.Source {
 	return snapshot.Source{
-		Repository: cfg.Name, Repo: git.Repo{Dir: dir}, Mirrored: cfg.MirroredRefs, Memory: BackupMemory(dir, b.name),
+		Repository: cfg.Name, Repo: git.Repo{Dir: dir}, Mirrored: cfg.MirroredRefs, Memory: BackupMemory(dir, b.name, b.peers.Server.Peers[b.name].URL),
 	}
 }
 
 // BackupMemory is the directory in a repository where the latest manifest at a backup peer is kept. It is a
-// cache of what is in the vault.
-func BackupMemory(repoDir, name string) string {
-	return filepath.Join(refset.Dir(repoDir), "backup", name)
+// cache of what is in the vault: a peer that was moved to another place, by its url, has another one.
+func BackupMemory(repoDir, name, url string) string {
+	place := sha256.Sum256([]byte(url))
+	return filepath.Join(refset.Dir(repoDir), "backup", name, hex.EncodeToString(place[:8]))
 }
 
 // LookAt tells how a repository stands in the vault of a backup peer, by one request; with an ID,

@@ -221,19 +221,16 @@ func (r Repo) Nearest(ctx context.Context, want []string, known func(oid string)
 	return near, err == nil && len(open) == 0, err
 }
 
-// ErrIncomplete is wrapped where objects are missing that others need.
-var ErrIncomplete = errors.New("the history is not complete")
-
 // Complete walks through all that is reachable from tips, and fails when an object of it is not there: the
-// error wraps ErrIncomplete and names it. With a scratch place, only what is there counts as being there.
+// error wraps ErrMissing and names it. With a scratch place, only what is there counts as being there.
 // Contents of files are not read.
 func (r Repo) Complete(ctx context.Context, s *Scratch, tips []string) error {
 	if len(tips) == 0 {
 		return nil
 	}
-	var env []string
+	env := slices.Clone(bareConfig)
 	if s != nil {
-		env = s.environment(nil)
+		env = append(env, s.environment(nil)...)
 	}
 	// The commit graph would vouch for commits that are gone.
 	args := []string{"-c", "core.commitGraph=false", "-c", "core.multiPackIndex=false", "rev-list", "--objects", "--stdin"}
@@ -251,7 +248,7 @@ func (r Repo) Complete(ctx context.Context, s *Scratch, tips []string) error {
 	_, _ = r.runWith(ctx, env, lines(tips, ""), out, append(args, "--missing=print")...)
 	slices.Sort(missing)
 	missing = slices.Compact(missing)
-	return fmt.Errorf("%w: missing or not readable: %s: %w", ErrIncomplete, strings.Join(missing, " "), err)
+	return fmt.Errorf("%w or not readable: %s: %w", ErrMissing, strings.Join(missing, " "), err)
 }
 
 // objectsIn returns the object ids that git speaks of when it fails.

@@ -157,7 +157,7 @@ func TestComplete(t *testing.T) {
 		t.Error(err)
 	}
 	s := newScratch(t)
-	if err := r.Complete(ctx, &s, []string{id}); !errors.Is(err, ErrIncomplete) || !strings.Contains(err.Error(), id) {
+	if err := r.Complete(ctx, &s, []string{id}); !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), id) {
 		t.Errorf("nothing is there: %v", err)
 	}
 	if _, err := r.PackTo(ctx, s, strings.NewReader(id+"\n"), true); err != nil {
@@ -171,7 +171,7 @@ func TestComplete(t *testing.T) {
 		r.remove("objects/" + blob[:2] + "/" + blob[2:])
 	}
 	err := r.Complete(ctx, nil, []string{id})
-	if !errors.Is(err, ErrIncomplete) || !strings.Contains(err.Error(), first) || !strings.Contains(err.Error(), second) {
+	if !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), first) || !strings.Contains(err.Error(), second) {
 		t.Errorf("%v", err)
 	}
 	if err := r.Complete(ctx, nil, nil); err != nil {

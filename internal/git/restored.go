@@ -24,37 +24,6 @@ var bareConfig = []string{"GIT_CONFIG_GLOBAL=" + os.DevNull, "GIT_CONFIG_NOSYSTE
 // ErrMissing: objects that a history needs are not there.
 var ErrMissing = errors.New("objects are missing")
 
-// Connected walks all that can be reached from the tips, down to the last file. What is not there, or
-// cannot be read, is ErrMissing, with the ids. The contents of files are not opened; PackedObjects does that.
-func (r Repo) Connected(ctx context.Context, tips []string) error {
-	_, err := r.runWith(ctx, bareConfig, lines(tips, ""), nil, "rev-list", "--objects", "--quiet", "--stdin")
-	if proc.ExitCode(err) <= 0 {
-		return err
-	}
-	if named := r.missing(ctx); named != "" {
-		return fmt.Errorf("%w: %s", ErrMissing, named)
-	}
-	return fmt.Errorf("%w: %w", ErrMissing, err)
-}
-
-// missing asks git fsck, which unlike a walk goes on behind the first object that is missing.
-func (r Repo) missing(ctx context.Context) string {
-	var named []string
-	more := 0
-	out := &lineWriter{line: func(line string) {
-		if what, ok := strings.CutPrefix(line, "missing "); ok && len(named) < maxNamed {
-			named = append(named, what)
-		} else if ok {
-			more++
-		}
-	}}
-	r.runWith(ctx, bareConfig, nil, out, "fsck", "--connectivity-only", "--no-dangling") // fails, as expected: what it says is the result
-	if more > 0 {
-		named = append(named, fmt.Sprintf("and %d more", more))
-	}
-	return strings.Join(named, ", ")
-}
-
 // Fsck is git's own full check, with a clean config. Its findings are in the error.
 func (r Repo) Fsck(ctx context.Context) error {
 	_, err := r.runWith(ctx, bareConfig, nil, nil, "fsck", "--full", "--no-dangling", "--no-progress")

@@ -41,7 +41,7 @@ type restored struct {
 type restoreRun struct {
 	*command
 	vault *snapshot.Vault
-	at    time.Time
+	at    time.Time // zero: the latest snapshots
 	shown *progress
 	bytes *stage
 	began time.Time
@@ -55,7 +55,6 @@ func (c *command) restore(ctx context.Context) error {
 		return cli.Usage{Message: "name repositories, or give --all"}
 	}
 	r := &restoreRun{command: c, began: time.Now()}
-	r.at = r.began
 	if c.Restore.At != "" {
 		at, err := snapshot.ParseTime(c.Restore.At, r.began, time.Local)
 		if err != nil {
@@ -88,8 +87,16 @@ func (c *command) restore(ctx context.Context) error {
 // inVault returns the repositories in a vault that the patterns name; all when there is none.
 func inVault(ctx context.Context, vault *snapshot.Vault, patterns []string) ([]string, error) {
 	all, err := vault.Repositories(ctx)
-	if err != nil || len(patterns) == 0 {
-		return all, err
+	if err != nil {
+		return nil, err
+	}
+	return matching(all, patterns)
+}
+
+// matching returns those of the names that the patterns mean, sorted; all when there is none.
+func matching(all, patterns []string) ([]string, error) {
+	if len(patterns) == 0 {
+		return all, nil
 	}
 	var chosen []string
 	for _, pattern := range patterns {
@@ -163,6 +170,9 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 		options.Replace, options.Mark = true, strings.TrimPrefix(peer.RestoredMark(dir), dir+"/")
 	}
 	report, err := r.vault.Restore(ctx, chosen.Name, dir, options)
+	if r.at.IsZero() && chosen.Time.After(r.began.Add(time.Hour)) {
+		chosen.Notes = append(chosen.Notes, "its time is in the future: the clock of the server that made it was wrong, or this one's is")
+	}
 	out.Note = strings.Join(append(chosen.Notes, report.Notes...), "; ")
 	if err != nil {
 		return err
@@ -235,6 +245,14 @@ func (r *restoreRun) tell(out restored) {
 	}
 }
 
+// asOf is the point in time that was restored.
+func (r *restoreRun) asOf() time.Time {
+	if r.at.IsZero() {
+		return r.began
+	}
+	return r.at
+}
+
 // finish prints the summary; the error is that something could not be restored.
 func (r *restoreRun) finish(ctx context.Context) error {
 	r.shown.Close()
@@ -256,10 +274,10 @@ func (r *restoreRun) finish(ctx context.Context) error {
 	took := time.Since(r.began).Seconds()
 	if r.Restore.JSON {
 		err := json.NewEncoder(r.Stdout).Encode(struct {
-			At           time.Time  `json:"at"`
+			At           time.Time  `json:"at"` // without --at: now, for the latest
 			Repositories []restored `json:"repositories"`
 			Seconds      float64    `json:"seconds"`
-		}{r.at.UTC(), r.all, took})
+		}{r.asOf().UTC(), r.all, took})
 		if err != nil {
 			return err
 		}

@@ -114,14 +114,38 @@ func (c *command) keepSchedule(ctx context.Context, s schedule, peers *peer.Peer
 		if sleep(ctx, time.Until(at)) != nil {
 			return
 		}
-		if err := c.noteScheduled(s.peer, time.Now()); err != nil {
-			log.Error("the time of the scheduled backup cannot be written down", "peer", s.peer, "error", err)
+		began := time.Now()
+		if c.persist(ctx, s.peer, log, func() error { return c.scheduled(ctx, s.peer, peers, log) }) != nil {
+			return
 		}
-		if err := c.scheduled(ctx, s.peer, peers, log); err != nil && ctx.Err() == nil {
-			log.Error("scheduled backup", "peer", s.peer, "error", err)
+		// Only now: one that was ended is missed, and made up for at the next start.
+		if err := c.noteScheduled(s.peer, began); err != nil {
+			log.Error("the time of the scheduled backup cannot be written down", "peer", s.peer, "error", err)
 		}
 	}
 }
+
+// persist tries a run until it succeeds: a vault that cannot be reached for a minute must not cost a
+// week. The error is that ctx has ended.
+func (c *command) persist(ctx context.Context, peer string, log *slog.Logger, run func() error) error {
+	longest := time.Duration(c.server.Worker.RetryMax)
+	for wait := min(longest, firstWait); ; wait = min(2*wait, longest) {
+		err := run()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		log.Error("scheduled backup", "peer", peer, "error", err, "again in", wait)
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// firstWait is how long after a scheduled run that failed the next try is; each further one waits twice as long.
+const firstWait = 10 * time.Second
 
 // scheduled compares all repositories with the vault and queues those that have changed: the worker
 // runs them, tries again what fails, and status shows them. The others cost one request each.

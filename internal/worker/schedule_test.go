@@ -1,8 +1,13 @@
 package worker
 
 import (
+	"context"
+	"errors"
+	"log/slog"
 	"testing"
 	"time"
+
+	"mirror-shell/mirrorcfg"
 )
 
 func TestDue(t *testing.T) {
@@ -31,5 +36,25 @@ func TestDue(t *testing.T) {
 		if err != nil || !got.Equal(c.want) || slack != c.slack {
 			t.Errorf("%s: %v + %v, %v; want %v + %v", name, got, slack, err, c.want, c.slack)
 		}
+	}
+}
+
+// A scheduled run that fails is tried again, and not at its next time only.
+func TestPersist(t *testing.T) {
+	c := &command{server: &mirrorcfg.Server{Worker: mirrorcfg.Worker{RetryMax: mirrorcfg.Duration(time.Millisecond)}}}
+	log := slog.New(slog.DiscardHandler)
+	tries := 0
+	err := c.persist(t.Context(), "vault", log, func() error {
+		if tries++; tries < 4 {
+			return errors.New("cannot be reached")
+		}
+		return nil
+	})
+	if err != nil || tries != 4 {
+		t.Errorf("%d tries, %v", tries, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := c.persist(ctx, "vault", log, func() error { cancel(); return errors.New("no") }); !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }

@@ -4,7 +4,10 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -73,7 +76,7 @@ func (c *command) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	repositories, err := inVault(ctx, vault, c.Verify.Repositories)
+	repositories, err := c.toVerify(ctx, name, vault)
 	if err != nil {
 		return err
 	}
@@ -99,11 +102,34 @@ func (c *command) verify(ctx context.Context) error {
 	return c.finishVerify(all, bad, time.Since(began))
 }
 
+// toVerify returns the repositories to be verified: those in the vault, and those that this server has backed up to it. One
+// of which nothing is left there would be missed, and so would a vault that is empty.
+func (c *command) toVerify(ctx context.Context, peerName string, vault *snapshot.Vault) ([]string, error) {
+	all, err := vault.Repositories(ctx)
+	if err != nil {
+		return nil, err
+	}
+	here, err := c.server.Repositories()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // an empty machine verifies too
+		fmt.Fprintf(c.Stderr, "mirror-shell: what this server has backed up is not known for all of its repositories: %v\n", err)
+	}
+	for _, name := range here {
+		if c.latestKnown(name, peerName) != "" {
+			all = append(all, name)
+		}
+	}
+	slices.Sort(all)
+	return matching(slices.Compact(all), c.Verify.Repositories)
+}
+
 // verifyOne verifies one repository. That it could not be done is a finding too.
 func (c *command) verifyOne(ctx context.Context, peerName string, vault *snapshot.Vault, repository string, read *stage) verified {
 	found, err := vault.Verify(ctx, repository, snapshot.VerifyOptions{
 		ReadData: c.Verify.ReadData, Drill: c.Verify.Drill, Expect: c.latestKnown(repository, peerName), Progress: read.Done,
 	})
+	if !found.OK() {
+		snapshot.LookAgain(c.backupMemory(repository, peerName))
+	}
 	v := verified{
 		Repository: repository, Snapshots: found.Snapshots, Objects: found.Objects, Bytes: found.Bytes,
 		Unreferenced: found.Unreferenced, Findings: []string{}, Drill: found.Drill,

@@ -72,11 +72,16 @@ func (c *command) examineSchedules() []Finding {
 
 // latestKnown is the Sum of the latest snapshot that this server knows of, "" for none.
 func (c *command) latestKnown(repository, peerName string) string {
+	return snapshot.Remembered(c.backupMemory(repository, peerName))
+}
+
+// backupMemory is where this server remembers what it knows of a repository in a vault, "" when it does not have it.
+func (c *command) backupMemory(repository, peerName string) string {
 	_, repo, err := c.server.Find(repository)
 	if err != nil {
 		return ""
 	}
-	return snapshot.Remembered(peer.BackupMemory(repo.Dir, peerName))
+	return peer.BackupMemory(repo.Dir, peerName, c.server.Peers[peerName].URL)
 }
 
 // stopped is why a command ends early, as people want to read it; nil: it goes on.

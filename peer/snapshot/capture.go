@@ -54,6 +54,7 @@ func (t *taking) capture(ctx context.Context) (*capture, error) {
 		return nil, fmt.Errorf("read the files: %w", err)
 	}
 	c.Format, c.Repository, c.ID, c.Server, c.Program = Format, t.src.Repository, t.src.ID, t.v.Server, t.v.Program
+	c.SealedFor, c.Grace = t.v.sealedFor(), int64(min(t.v.grace(), maxGrace)/time.Second)
 	return c, nil
 }
 

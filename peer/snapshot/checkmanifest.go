@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"time"
 
 	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
@@ -15,6 +16,12 @@ import (
 func (m *Manifest) check() error {
 	if clean, err := mirrorcfg.CleanRepo(m.Repository); err != nil || clean != m.Repository {
 		return fmt.Errorf("repository %q is no repository's name", m.Repository)
+	}
+	if m.Grace < 0 || m.Grace > int64(maxGrace/time.Second) {
+		return fmt.Errorf("grace period of %d seconds", m.Grace)
+	}
+	if m.SealedFor != "" && !isHex(m.SealedFor, 32) {
+		return fmt.Errorf("recipients %q", m.SealedFor)
 	}
 	digits := map[string]int{"sha1": 40, "sha256": 64}[m.ObjectFormat]
 	if digits == 0 {
@@ -69,8 +76,8 @@ func (m *Manifest) checkFiles() error {
 		if !keepable(f.Path) {
 			return fmt.Errorf("file %q is not one that a backup keeps", f.Path)
 		}
-		if f.Mode != 0o644 && f.Mode != 0o755 {
-			return fmt.Errorf("file %q: mode %o is neither 644 nor 755", f.Path, f.Mode)
+		if f.Mode != keptMode(fs.FileMode(f.Mode)) {
+			return fmt.Errorf("file %q: mode %o is none that a backup keeps", f.Path, f.Mode)
 		}
 		if err := m.checkObject(f.Object); err != nil {
 			return fmt.Errorf("file %q: %w", f.Path, err)

@@ -67,7 +67,8 @@ func (v *Vault) ByID(ctx context.Context, repository, id string) (Name, error) {
 
 // Choose returns the snapshot to restore: that of the run with an ID, when id is given, else the newest that is not
 // newer than at, else (at is zero) the newest. Snapshots that are known to be bad are passed over,
-// and said, but not when an ID asks for exactly that one.
+// and said, but not when an ID asks for exactly that one, nor the newest of them when all are bad: restoring
+// it tells what is wrong.
 func (v *Vault) Choose(ctx context.Context, repository string, at time.Time, id string) (Choice, error) {
 	bad, err := v.bad(ctx, repository)
 	if err != nil {
@@ -94,10 +95,12 @@ func (v *Vault) Choose(ctx context.Context, repository string, at time.Time, id 
 			c.Name = name
 			return c, nil
 		}
-		c.Notes = append(c.Notes, describe(name)+" is known to be not whole, and was passed over")
+		if c.Notes = append(c.Notes, describe(name)+" is known to be not whole, and was passed over"); len(c.Notes) == 1 {
+			c.Name = name
+		}
 	}
 	if len(c.Notes) > 0 {
-		return c, fmt.Errorf("%s: %w that is whole", repository, ErrNoSnapshot)
+		return Choice{c.Name, []string{describe(c.Name) + " is known to be not whole, and so are all before it"}}, nil
 	}
 	return c, fmt.Errorf("%s: %w", repository, ErrNoSnapshot)
 }

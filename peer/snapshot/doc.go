@@ -16,7 +16,7 @@
 //	data/REPO.git/file-SHA256                 kept files, by the SHA-256 of their content
 //	data/REPO.git/lfs-OID                     LFS objects
 //	marks/REPO.git/NAME.json                  what prune is going to delete, and what it removed
-//	marks/REPO.git/lease-RANDOM.json          a prune is at work
+//	marks/REPO.git/lease-HEX.json             a prune is at work; 32 random digits
 //
 // No element of a repository's name ends in ".git", so no key is the beginning
 // of another. A blob that was put under a taken name because the one there may be on its way to be
@@ -31,7 +31,7 @@
 //
 // MILLISECONDS since 1970 as 13 digits; TIME again, for people (20261122T035557.123Z); DIGEST of the mirrored
 // refs (package digest), 64 hex digits; STATE, 32 hex digits of the SHA-256 over all else that can
-// change (see [Manifest.State]); SUM, 32 hex digits of the SHA-256 of the manifest as it is stored;
+// change (see [Manifest.State]: every ref again, HEAD, files, recipients); SUM, 32 hex digits of the SHA-256 of the manifest as it is stored;
 // ID, which the administrator may have given to a run over all repositories. A snapshot is never
 // older than the one before it: a clock that goes back is overruled by a millisecond. So whether
 // anything has to be done is decided by one request, a listing of one key.
@@ -40,7 +40,8 @@
 //
 // A JSON object, compressed with zstd and, in a vault with recipients, encrypted with age. It is complete:
 // whoever has it needs no other manifest. Its fields are those of [Manifest]. A reader refuses a format that
-// it does not know, and ignores fields that it does not know.
+// it does not know, and ignores fields that it does not know. JSON is text, and names of refs need not be: a byte that is not part of
+// a UTF-8 character is written as \xHH.
 //
 // Packs of a manifest together hold everything that its refs reach; they may hold more
 // (what was unreachable when they were taken). Where the order matters, old packs come first.
@@ -50,22 +51,24 @@
 // Data first, the manifest last. A manifest whose Put succeeded names only blobs that are
 // there. A backup that is killed leaves blobs that no manifest names; prune removes them when they are
 // older than the grace period. For the same reason a backup that took longer than
-// half of it looks again, before it publishes, whether all that it relies on is there still.
+// half of it looks again, before it publishes, whether all that it relies on is there still. The time in which the
+// machine was suspended counts.
 //
 // # How a snapshot is taken
 //
 // Refs are read first, then loose objects, then packs, and again until the packs stand still: what the refs reach
 // is among the objects then, whatever a gc does. Packs stay open while they are put, so one that a gc deletes
 // is put to its end. The first snapshot has the repository's packs and one with what was loose. A later one
-// has the packs of the one before it and one with what its refs do not reach; so packing the
-// repository anew puts nothing. When a manifest would name more than 50 packs the small ones are made
+// has the packs of the one before it, if that is whole and encrypted for the same recipients, and one with what its
+// refs do not reach; so packing the repository anew puts nothing. When a manifest would name more than 50 packs the small ones are made
 // into one. Of a repository that borrows objects (alternates) or has hundreds of packs one new pack is made of what its
 // refs reach. Where info/grafts changes what that is, all packs are taken every time.
 //
 // What is damaged is found as far as it is read: checksums of packs and indexes while they
 // are put, every object of a pack that is made. Whether history is whole, git finds out as it packs what is new. Of a
-// first snapshot it does so afterwards, in the packs that were put: that takes longer than all the rest. If it is
-// not, the snapshot is marked as bad.
+// first snapshot it does so afterwards, in the packs that were put: that takes longer than all the rest. Until then
+// nothing is built on the snapshot, by any server: its manifest says "unwalked", and a check of the kind "good" or "bad"
+// says what was found.
 //
 // # Checks
 //
@@ -75,8 +78,10 @@
 //
 // with the SUM of the snapshot that it speaks of, and a small JSON object ([Check]). KIND is "same"
 // (the repository was found as in that snapshot, in the run with that ID), "bad" (the
-// snapshot is not whole: history that its packs lack), "good" or "drill" (it was verified; a
-// restore was tried).
+// snapshot is not whole: history that its packs lack, or data that is damaged in the store), "good" (all of its history is
+// there, or a restore for practice went well) or "drill" (such a restore was tried; the object says how it went). Of "bad"
+// and "good" the newest counts. Restores pass over a snapshot that is bad, and a backup after it puts everything anew,
+// under other keys.
 //
 // # Pruning
 //
@@ -93,9 +98,11 @@
 //	retires     keys of older marks, which do not count any more
 //
 // A mark or a blob is old when the store has had it for more than the grace period and a quarter of it; the time is
-// that of the store's clock, against that of the lease. One run does, in this order:
+// that of the store's clock, against that of the lease. The period is this server's or, when it is longer, that of
+// one that made a snapshot which is there ("grace" in its manifest, in seconds). One run does, in this order:
 //
-//  1. Lease. It puts a lease blob with a random name and lists those of others. Finding one that is not over
+//  1. Lease. It puts {"format": 1, "time": TIME, "server": NAME} under a key with 32 random hex digits, and lists those
+//     of others. Finding one that is not over
 //     (20 minutes, or half the grace period if that is less) it takes its own away and ends. It renews the lease
 //     after a quarter of that time, and deletes nothing after a half of it.
 //  2. Look. It lists marks, data and manifests, and loads every manifest. One that it cannot read ends the
@@ -129,7 +136,8 @@
 //   - Two prunes of which one deletes K, a backup puts it again, and the other deletes that. The lease keeps the second out.
 //
 // Each comparison has a quarter of g to spare, for clocks of different machines and for the last request of a backup.
-// It follows that no backup may take much longer than the grace period, and that all servers need the same one.
+// It follows that no backup may take much longer than the grace period, and that prune has to know the longest: a server
+// of which no snapshot is there yet needs the same as the others.
 //
 // Data that the store retains is still a candidate when it may be deleted; manifests likewise. What the
 // snapshots that stay need is retained anew before it runs out ([Vault.Extend]). A snapshot is

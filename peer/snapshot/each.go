@@ -51,3 +51,8 @@ feed:
 	}
 	return errors.Join(damaged...)
 }
+
+// all is each for tasks.
+func all(ctx context.Context, n int, tasks []func(context.Context) error) error {
+	return each(ctx, n, tasks, func(ctx context.Context, task func(context.Context) error) error { return task(ctx) })
+}

@@ -33,12 +33,12 @@ func momentOf(t testing.TB, dir string) (refs, objects string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refs = string(head) + gitRun(t, dir, "for-each-ref", "--format=%(refname) %(objectname) %(symref)")
+	refs = string(head) + run(t, dir, "for-each-ref", "--format=%(refname) %(objectname) %(symref)")
 	args := []string{"rev-list", "--objects", "--no-object-names", "--all"}
 	if !strings.HasPrefix(string(head), "ref:") {
 		args = append(args, "HEAD")
 	}
-	ids := strings.Fields(gitRun(t, dir, args...))
+	ids := strings.Fields(run(t, dir, args...))
 	slices.Sort(ids)
 	return refs, strings.Join(ids, "\n")
 }
@@ -53,7 +53,7 @@ type randomRepo struct {
 }
 
 func (r *randomRepo) refs(prefix string) []string {
-	return strings.Fields(gitRun(r.tb, r.dir, "for-each-ref", "--format=%(refname)", prefix))
+	return strings.Fields(run(r.tb, r.dir, "for-each-ref", "--format=%(refname)", prefix))
 }
 
 func (r *randomRepo) pick(all []string) string { return rapid.SampledFrom(all).Draw(r.T, "one") }
@@ -67,11 +67,11 @@ func (r *randomRepo) free() string {
 // commit adds a commit to a branch, with a second parent for a merge.
 func (r *randomRepo) commit(ref string, merge bool) {
 	r.n++
-	oid := commit(r.tb, r.dir, ref, fmt.Sprintf("text %d", r.n))
+	oid := commitTo(r.tb, git.Repo{Dir: r.dir}, ref, fmt.Sprintf("text %d", r.n))
 	if merge && len(r.commits) > 0 {
 		other := r.pick(r.commits)
-		oid = gitRun(r.tb, r.dir, "commit-tree", "-m", "merge", "-p", oid, "-p", other, oid+"^{tree}")
-		gitRun(r.tb, r.dir, "update-ref", ref, oid)
+		oid = run(r.tb, r.dir, "commit-tree", "-m", "merge", "-p", oid, "-p", other, oid+"^{tree}")
+		run(r.tb, r.dir, "update-ref", ref, oid)
 	}
 	r.commits = append(r.commits, oid)
 }
@@ -86,27 +86,27 @@ func (r *randomRepo) step() {
 	steps := map[string]func(){
 		"commit": func() { r.commit(r.pick(branches), false) },
 		"merge":  func() { r.commit(r.pick(branches), true) },
-		"force":  func() { gitRun(r.tb, r.dir, "update-ref", r.pick(branches), r.pick(r.commits)) },
-		"branch": func() { gitRun(r.tb, r.dir, "update-ref", r.free(), r.pick(r.commits)) },
-		"delete": func() { gitRun(r.tb, r.dir, "update-ref", "--no-deref", "-d", r.pick(branches)) },
+		"force":  func() { run(r.tb, r.dir, "update-ref", r.pick(branches), r.pick(r.commits)) },
+		"branch": func() { run(r.tb, r.dir, "update-ref", r.free(), r.pick(r.commits)) },
+		"delete": func() { run(r.tb, r.dir, "update-ref", "--no-deref", "-d", r.pick(branches)) },
 		"rescue": func() {
 			r.n++
-			gitRun(r.tb, r.dir, "update-ref", fmt.Sprintf("refs/mirror/rescued/%d", r.n), r.pick(r.commits))
+			run(r.tb, r.dir, "update-ref", fmt.Sprintf("refs/mirror/rescued/%d", r.n), r.pick(r.commits))
 		},
-		"tag":          func() { r.n++; gitRun(r.tb, r.dir, "tag", "-a", "-m", "x", fmt.Sprintf("v%d", r.n), r.pick(r.commits)) },
-		"symbolic":     func() { gitRun(r.tb, r.dir, "symbolic-ref", "refs/heads/link", r.pick(branches)) },
-		"unlink":       func() { gitRun(r.tb, r.dir, "symbolic-ref", "-d", "refs/heads/link") },
-		"HEAD":         func() { gitRun(r.tb, r.dir, "symbolic-ref", "HEAD", r.pick(branches)) },
-		"detach":       func() { gitRun(r.tb, r.dir, "update-ref", "--no-deref", "HEAD", r.pick(r.commits)) },
-		"repack":       func() { gitRun(r.tb, r.dir, "repack", "-q", "-d") },
-		"gc":           func() { gitRun(r.tb, r.dir, "gc", "-q") },
-		"pack refs":    func() { gitRun(r.tb, r.dir, "pack-refs", "--all") },
+		"tag":          func() { r.n++; run(r.tb, r.dir, "tag", "-a", "-m", "x", fmt.Sprintf("v%d", r.n), r.pick(r.commits)) },
+		"symbolic":     func() { run(r.tb, r.dir, "symbolic-ref", "refs/heads/link", r.pick(branches)) },
+		"unlink":       func() { run(r.tb, r.dir, "symbolic-ref", "-d", "refs/heads/link") },
+		"HEAD":         func() { run(r.tb, r.dir, "symbolic-ref", "HEAD", r.pick(branches)) },
+		"detach":       func() { run(r.tb, r.dir, "update-ref", "--no-deref", "HEAD", r.pick(r.commits)) },
+		"repack":       func() { run(r.tb, r.dir, "repack", "-q", "-d") },
+		"gc":           func() { run(r.tb, r.dir, "gc", "-q") },
+		"pack refs":    func() { run(r.tb, r.dir, "pack-refs", "--all") },
 		"description":  func() { r.n++; r.write("description", fmt.Sprint(r.n)) },
 		"gc and prune": r.prune,
 		"rename": func() {
 			from := r.pick(branches)
-			gitRun(r.tb, r.dir, "update-ref", r.free(), from)
-			gitRun(r.tb, r.dir, "update-ref", "--no-deref", "-d", from)
+			run(r.tb, r.dir, "update-ref", r.free(), from)
+			run(r.tb, r.dir, "update-ref", "--no-deref", "-d", from)
 		},
 	}
 	what := rapid.SampledFrom(slices.Sorted(maps.Keys(steps))).Draw(r.T, "step")
@@ -124,8 +124,8 @@ func (r *randomRepo) write(name, text string) {
 
 // prune really removes what nobody reaches, so that no later step can use it.
 func (r *randomRepo) prune() {
-	gitRun(r.tb, r.dir, "repack", "-a", "-d", "-q")
-	gitRun(r.tb, r.dir, "prune", "--expire=now")
+	run(r.tb, r.dir, "repack", "-a", "-d", "-q")
+	run(r.tb, r.dir, "prune", "--expire=now")
 	r.commits = slices.DeleteFunc(r.commits, func(oid string) bool { return gitCommand(r.dir, "cat-file", "-e", oid).Run() != nil })
 }
 
@@ -148,7 +148,7 @@ func randomHistory(t *testing.T, rt *rapid.T) {
 	base := ramDir(t)
 	defer os.RemoveAll(base)
 	r := &randomRepo{T: rt, tb: t, dir: filepath.Join(base, "ip1.git")}
-	gitRun(t, base, "init", "-q", "--bare", "-b", "main", "--object-format="+rapid.SampledFrom([]string{"sha1", "sha256"}).Draw(rt, "format"), r.dir)
+	run(t, base, "init", "-q", "--bare", "-b", "main", "--object-format="+rapid.SampledFrom([]string{"sha1", "sha256"}).Draw(rt, "format"), r.dir)
 	v, _ := testVault(t)
 	v.Scratch = base
 	if rapid.Bool().Draw(rt, "sealed") {

@@ -161,10 +161,7 @@ func keepFile(root *os.Root, name string, old fileSum) (File, fileSum, error) {
 	if !info.Mode().IsRegular() {
 		return File{}, fileSum{}, errNotRegular
 	}
-	file := File{Path: name, Mode: 0o644, Object: Object{Size: info.Size()}}
-	if info.Mode()&0o100 != 0 {
-		file.Mode = 0o755
-	}
+	file := File{Path: name, Mode: keptMode(info.Mode()), Object: Object{Size: info.Size()}}
 	sum := stamp(info)
 	if sum.same(old) {
 		file.SHA256 = old.SHA256
@@ -183,6 +180,21 @@ func keepFile(root *os.Root, name string, old fileSum) (File, fileSum, error) {
 	file.SHA256 = hex.EncodeToString(hash.Sum(nil))
 	sum.SHA256, sum.Size = file.SHA256, file.Size
 	return file, sum, nil
+}
+
+// keptMode is what is kept of a file's permissions: whether its owner may execute it, and whether it is closed to others, or to the
+// group too, as is a config with a password in it.
+func keptMode(mode fs.FileMode) uint32 {
+	kept := uint32(0o644)
+	if mode&0o100 != 0 {
+		kept = 0o755
+	}
+	for _, others := range []fs.FileMode{0o007, 0o077} {
+		if mode&others == 0 {
+			kept &^= uint32(others)
+		}
+	}
+	return kept
 }
 
 // fileSum is what a file was when it was read.

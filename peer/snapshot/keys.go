@@ -2,10 +2,13 @@ package snapshot
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"filippo.io/age"
@@ -42,7 +45,7 @@ func parseRecipient(line string) (age.Recipient, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: write the line of a .pub file, ssh-ed25519 or ssh-rsa", err)
 		}
-		return r, nil
+		return sshRecipient{r, line}, nil
 	case strings.HasPrefix(line, "age1"):
 		list, err := age.ParseRecipients(strings.NewReader(line))
 		if err != nil || len(list) != 1 {
@@ -53,6 +56,33 @@ func parseRecipient(line string) (age.Recipient, error) {
 		return nil, errors.New("this is a secret key: write the public key here (age1…, or the line of a .pub file), and make a new key if others have seen this")
 	}
 	return nil, errors.New("no public key: write age1…, ssh-ed25519 … or ssh-rsa …")
+}
+
+// sshRecipient is a recipient that knows how it is written, as those of age do.
+type sshRecipient struct {
+	age.Recipient
+	line string
+}
+
+// String is the key without its comment.
+func (r sshRecipient) String() string {
+	words := strings.Fields(r.line)
+	return strings.Join(words[:min(2, len(words))], " ")
+}
+
+// sealedFor tells sets of recipients apart, in any order: 32 hex digits of the SHA-256 of their keys, sorted, one a line. It
+// is "" for none.
+func (v *Vault) sealedFor() string {
+	if len(v.Recipients) == 0 {
+		return ""
+	}
+	var keys []string
+	for _, r := range v.Recipients {
+		keys = append(keys, fmt.Sprint(r)+"\n")
+	}
+	slices.Sort(keys)
+	sum := sha256.Sum256([]byte(strings.Join(slices.Compact(keys), "")))
+	return hex.EncodeToString(sum[:16])
 }
 
 // LoadRecipients reads a file of ParseRecipients' lines. One without any is an error: whoever names it

@@ -28,10 +28,18 @@ type Manifest struct {
 	// Head is what HEAD points to, whether that exists or not; Detached is HEAD's object id when it points to none.
 	Head     string `json:"head,omitempty"`
 	Detached string `json:"detached,omitempty"`
+	// SealedFor tells apart for whom the data is encrypted: 32 hex digits, made from the recipients; "": it is not.
+	SealedFor string `json:"sealed_for,omitempty"`
+	// Unwalked: when the snapshot was published nobody had walked through all of its history. A check
+	// of the kind "good" says that somebody has since, and found it whole.
+	Unwalked bool `json:"unwalked,omitempty"`
+	// Grace is the grace period of the server that made it, in seconds: prune waits for at least as long.
+	Grace int64 `json:"grace,omitempty"`
 	// Digest is that of the mirrored refs, as peers are compared by it.
 	Digest string `json:"digest"`
 	// Refs are all refs, full name → object id, those of refs/mirror/ too. Symbolic ones have
-	// their value here and their target in SymRefs.
+	// their value here and their target in SymRefs. In the JSON, a byte of a ref's name that is not part of
+	// a UTF-8 character is \xHH.
 	Refs    map[string]string `json:"refs"`
 	SymRefs map[string]string `json:"symrefs,omitempty"`
 	Packs   []Pack            `json:"packs"`
@@ -71,7 +79,7 @@ type Pack struct {
 // File is a kept file, by its path in the repository's directory.
 type File struct {
 	Path string `json:"path"` // clean, relative, with "/"
-	Mode uint32 `json:"mode"` // permission bits: 0755 where the owner may execute, else 0644
+	Mode uint32 `json:"mode"` // permission bits: 0755 where the owner may execute, else 0644, less those of others and the group where they have none
 	Object
 }
 
@@ -83,8 +91,8 @@ type LFS struct {
 
 // State condenses all that a name's digest does not tell: a repository whose digest and state
 // are those of a snapshot has not changed since. It is 32 hex digits of the SHA-256 of a text
-// with a line for each: object format, HEAD, refs below refs/mirror/, other refs outside the mirrored
-// ones, symbolic refs, files, LFS objects.
+// with a line for each: object format, HEAD, every ref, symbolic refs, files, one for all LFS objects, and
+// for whom it is encrypted if it is.
 func (m *Manifest) State() string {
 	var b strings.Builder
 	line := func(words ...string) { b.WriteString(strings.Join(words, " ") + "\n") }
@@ -106,6 +114,9 @@ func (m *Manifest) State() string {
 	}
 	slices.Sort(oids)
 	line(append([]string{"lfs"}, oids...)...)
+	if m.SealedFor != "" {
+		line("sealed", m.SealedFor)
+	}
 	sum := sha256.Sum256([]byte(b.String()))
 	return hex.EncodeToString(sum[:16])
 }
@@ -144,6 +155,9 @@ func parseManifest(data []byte) (*Manifest, error) {
 	}
 	if m.Format < 1 || m.Format > Format {
 		return nil, fmt.Errorf("manifest has format %d, and this version of mirror-shell reads up to %d: use a newer one", m.Format, Format)
+	}
+	if err := m.nameBytes(); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
 	}
 	if err := m.check(); err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)

@@ -149,9 +149,12 @@ func knownBad(checks []checkName) map[string]bool {
 
 // gracePlus is the age from which on a mark and its candidates count as old. Backups measure half a grace
 // period by the clocks of their machines; the quarter is what those may be wrong by.
-func (v *Vault) gracePlus() time.Duration { return v.grace() + v.grace()/4 }
+func (p *pruning) gracePlus() time.Duration { return p.grace() + p.grace()/4 }
 
-func (p *pruning) old(t time.Time) bool { return p.now.Sub(t) > p.v.gracePlus() }
+// grace is the grace period of this server, or of one that made a snapshot which is there if that is longer.
+func (p *pruning) grace() time.Duration { return max(p.v.grace(), p.named.grace) }
+
+func (p *pruning) old(t time.Time) bool { return p.now.Sub(t) > p.gracePlus() }
 
 // delete removes a blob under the lease. A locked one is reported, and is no error.
 func (p *pruning) delete(ctx context.Context, key string) (deleted bool, err error) {
@@ -295,7 +298,7 @@ func (v *Vault) extend(ctx context.Context, names []Name, data map[string]time.T
 
 func (v *Vault) extendKeys(ctx context.Context, retainer store.Retainer, keys []string, enough time.Time) (int, error) {
 	done, missing := make(chan struct{}, len(keys)), make(chan error, len(keys))
-	err := pruneEach(ctx, keys, func(ctx context.Context, key string) error {
+	err := each(ctx, loadsAtATime, keys, func(ctx context.Context, key string) error {
 		until, err := retainer.Retained(ctx, key)
 		if err == nil && !until.Before(enough) {
 			return nil

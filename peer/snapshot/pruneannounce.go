@@ -158,7 +158,7 @@ func (p *pruning) candidates() []string {
 		switch {
 		case stays || dropped && !removedAll: // the store may retain the snapshot that names it
 			continue
-		case !dropped && !said[key] && p.now.Sub(p.data[key].Time) < p.v.grace():
+		case !dropped && !said[key] && p.now.Sub(p.data[key].Time) < p.grace():
 			continue
 		}
 		p.report.Waiting.add(p.data[key].Size)

@@ -125,12 +125,8 @@ func (l *lease) lost() error {
 	return fmt.Errorf("prune of %s stood still for %s and lost its lease: run it again", l.repository, l.held().Round(time.Second))
 }
 
-// held is how long ago the lease was renewed: by the clock on the wall or by that which only runs while the
-// machine does, whichever says longer. The second stands still in a suspended machine, the first is set.
-func (l *lease) held() time.Duration {
-	now := l.v.now()
-	return max(now.Sub(l.taken), now.Round(0).Sub(l.taken.Round(0)))
-}
+// held is how long ago the lease was renewed.
+func (l *lease) held() time.Duration { return elapsed(l.taken, l.v.now()) }
 
 // release lets others in. It is tried also when the run was cancelled.
 func (l *lease) release(ctx context.Context) {

@@ -15,6 +15,7 @@ type inventory struct {
 	all     map[string]bool      // keys of data that any manifest names
 	stays   map[string]time.Time // those that one that stays names → until when it is known to be retained
 	follows map[string]bool      // Sums that those that stay follow
+	grace   time.Duration        // the longest of those who made them
 }
 
 func (v *Vault) newInventory() *inventory {
@@ -33,7 +34,7 @@ func (i *inventory) add(ctx context.Context, names []Name, stay bool) error {
 			missing = append(missing, n)
 		}
 	}
-	return pruneEach(ctx, missing, func(ctx context.Context, n Name) error {
+	return each(ctx, loadsAtATime, missing, func(ctx context.Context, n Name) error {
 		m, err := i.v.Load(ctx, n)
 		if err != nil {
 			return fmt.Errorf("nothing of %s is deleted, because what a snapshot needs is unknown: %w", n.Repository, err)
@@ -41,6 +42,7 @@ func (i *inventory) add(ctx context.Context, names []Name, stay bool) error {
 		i.mu.Lock()
 		defer i.mu.Unlock()
 		i.loaded[n.Key()] = true
+		i.grace = max(i.grace, time.Duration(m.Grace)*time.Second)
 		for _, o := range m.Objects() {
 			i.all[o.Key] = true
 			if stay && !i.stays[o.Key].After(o.Retained) {
@@ -68,44 +70,6 @@ func (v *Vault) manifests(ctx context.Context, repository string) ([]Name, error
 		names = append(names, name)
 	}
 	return names, nil
-}
-
-// pruneEach calls do for each item, loadsAtATime at once. The first error ends it.
-func pruneEach[T any](ctx context.Context, items []T, do func(context.Context, T) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var first error
-	next := make(chan T)
-	for range min(loadsAtATime, len(items)) {
-		wg.Go(func() {
-			for item := range next {
-				if err := do(ctx, item); err != nil {
-					mu.Lock()
-					if first == nil {
-						first = err
-					}
-					mu.Unlock()
-					cancel()
-				}
-			}
-		})
-	}
-feed:
-	for _, item := range items {
-		select {
-		case next <- item:
-		case <-ctx.Done():
-			break feed
-		}
-	}
-	close(next)
-	wg.Wait()
-	if first == nil && ctx.Err() != nil {
-		first = context.Cause(ctx)
-	}
-	return first
 }
 
 // needIdentities refuses what an encrypted vault does not let us see.

@@ -78,7 +78,7 @@ func (m memoryDir) manifest(sum string) *Manifest {
 		return nil
 	}
 	defer d.Close()
-	data, err := io.ReadAll(io.LimitReader(d, 4*maxManifest))
+	data, err := io.ReadAll(io.LimitReader(d, maxPlainManifest))
 	if err != nil {
 		return nil
 	}
@@ -93,7 +93,7 @@ func (m memoryDir) keepManifest(sum string, manifest *Manifest) {
 	if m == "" {
 		return
 	}
-	data, err := json.Marshal(manifest)
+	data, err := manifest.encodeJSON()
 	if err != nil {
 		return
 	}
@@ -133,6 +133,17 @@ func (m memoryDir) recall(sum string) recalled {
 func (m memoryDir) remember(r recalled) {
 	if data, err := json.Marshal(r); err == nil {
 		m.write("state", data)
+	}
+}
+
+// LookAgain has the next Take ask the store whether the latest snapshot is bad, also when it asked lately: something
+// was found to be wrong.
+func LookAgain(memory string) {
+	m := memoryDir(memory)
+	if sum := Remembered(memory); sum != "" {
+		known := m.recall(sum)
+		known.Looked = time.Time{}
+		m.remember(known)
 	}
 }
 

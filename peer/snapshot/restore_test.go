@@ -1,8 +1,6 @@
 package snapshot
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,68 +28,31 @@ func gitCommand(dir string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// gitRun runs git in a directory and returns what it prints.
-func gitRun(t testing.TB, dir string, args ...string) string {
-	t.Helper()
-	cmd := gitCommand(dir, args...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("git %q: %v: %s", args, err, stderr.String())
-	}
-	return strings.TrimSpace(string(out))
-}
-
-// newRepo makes a bare repository with a few commits, branches and tags in two packs.
-func newRepo(t testing.TB, format string) string {
+// packedRepo makes a bare repository with a few commits, branches and tags in two packs.
+func packedRepo(t testing.TB, format string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "ip1.git")
-	gitRun(t, ".", "init", "-q", "--bare", "--object-format="+format, "-b", "main", dir)
+	run(t, ".", "init", "-q", "--bare", "--object-format="+format, "-b", "main", dir)
 	for i := range 4 {
-		tree := commit(t, dir, "refs/heads/main", fmt.Sprintf("file %d", i))
+		tree := commitTo(t, git.Repo{Dir: dir}, "refs/heads/main", fmt.Sprintf("file %d", i))
 		if i == 1 {
-			gitRun(t, dir, "tag", "-a", "-m", "a tag", "v1", tree)
-			gitRun(t, dir, "repack", "-adq")
+			run(t, dir, "tag", "-a", "-m", "a tag", "v1", tree)
+			run(t, dir, "repack", "-adq")
 		}
 	}
-	gitRun(t, dir, "update-ref", "refs/heads/a/b", "refs/heads/main~2")
-	gitRun(t, dir, "update-ref", "refs/mirror/rescued/x", "refs/heads/main~1")
-	gitRun(t, dir, "symbolic-ref", "refs/heads/current", "refs/heads/main")
-	gitRun(t, dir, "repack", "-dq")
+	run(t, dir, "update-ref", "refs/heads/a/b", "refs/heads/main~2")
+	run(t, dir, "update-ref", "refs/mirror/rescued/x", "refs/heads/main~1")
+	run(t, dir, "symbolic-ref", "refs/heads/current", "refs/heads/main")
+	run(t, dir, "repack", "-dq")
 	return dir
-}
-
-// commit adds a commit with one changed file to a ref.
-func commit(t testing.TB, dir, ref, content string) string {
-	t.Helper()
-	cmd := exec.Command("git", "-C", dir, "hash-object", "-w", "--stdin")
-	cmd.Stdin = strings.NewReader(strings.Repeat(content+"\n", 20))
-	blob, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd = exec.Command("git", "-C", dir, "mktree")
-	cmd.Stdin = strings.NewReader("100644 blob " + strings.TrimSpace(string(blob)) + "\tfile\n")
-	tree, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"commit-tree", "-m", content, strings.TrimSpace(string(tree))}
-	if parent, err := exec.Command("git", "-C", dir, "rev-parse", "-q", "--verify", ref).Output(); err == nil {
-		args = append(args, "-p", strings.TrimSpace(string(parent)))
-	}
-	oid := gitRun(t, dir, args...)
-	gitRun(t, dir, "update-ref", ref, oid)
-	return oid
 }
 
 // describeRepo returns the manifest of a repository, with its packs, kept files and LFS objects put into the store.
 func describeRepo(t testing.TB, v *Vault, dir string, at time.Time) *Manifest {
 	t.Helper()
 	m := &Manifest{Format: Format, Repository: "group/ip1", Time: at.UTC().Truncate(time.Millisecond), Server: "frodo", Program: "mirror-shell test",
-		ObjectFormat: gitRun(t, dir, "rev-parse", "--show-object-format"), Refs: map[string]string{}, SymRefs: map[string]string{}}
-	for line := range strings.Lines(gitRun(t, dir, "for-each-ref", "--format=%(objectname) %(refname) %(symref)") + "\n") {
+		ObjectFormat: run(t, dir, "rev-parse", "--show-object-format"), Refs: map[string]string{}, SymRefs: map[string]string{}}
+	for line := range strings.Lines(run(t, dir, "for-each-ref", "--format=%(objectname) %(refname) %(symref)") + "\n") {
 		if f := strings.Fields(line); len(f) > 1 {
 			m.Refs[f[1]] = f[0]
 			if len(f) > 2 {
@@ -105,7 +66,7 @@ func describeRepo(t testing.TB, v *Vault, dir string, at time.Time) *Manifest {
 		t.Fatal(err)
 	}
 	if m.Head == "" {
-		m.Detached = gitRun(t, dir, "rev-parse", "HEAD")
+		m.Detached = run(t, dir, "rev-parse", "HEAD")
 	}
 	put := func(key, file string, compress bool) Object {
 		data, err := os.ReadFile(file)
@@ -151,7 +112,7 @@ func publishRepo(t testing.TB, v *Vault, dir string, at time.Time) Name {
 
 func sameRepo(t testing.TB, got, want string) {
 	t.Helper()
-	gitRun(t, got, "fsck", "--strict")
+	run(t, got, "fsck", "--strict")
 	if diff := cmp.Diff(repoText(t, want), repoText(t, got)); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -162,9 +123,9 @@ func repoText(t testing.TB, dir string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return append([]string{string(head)}, strings.Split(gitRun(t, dir, "for-each-ref", "--format=%(objectname) %(objecttype) %(refname) %(symref)")+"\n"+
-		gitRun(t, dir, "rev-parse", "--show-object-format")+"\n"+
-		gitRun(t, dir, "cat-file", "--batch-all-objects", "--batch-check"), "\n")...)
+	return append([]string{string(head)}, strings.Split(run(t, dir, "for-each-ref", "--format=%(objectname) %(objecttype) %(refname) %(symref)")+"\n"+
+		run(t, dir, "rev-parse", "--show-object-format")+"\n"+
+		run(t, dir, "cat-file", "--batch-all-objects", "--batch-check"), "\n")...)
 }
 
 // files returns path → mode and content of what a directory has besides objects and refs.
@@ -212,7 +173,7 @@ func TestRestore(t *testing.T) {
 					if sealed {
 						seal(t, v)
 					}
-					repo := newRepo(t, format)
+					repo := packedRepo(t, format)
 					os.RemoveAll(repo + "/hooks")
 					os.MkdirAll(repo+"/hooks", 0o755)
 					os.WriteFile(repo+"/hooks/post-receive", []byte("#!/bin/sh\n"), 0o755)
@@ -245,9 +206,9 @@ func TestRestore(t *testing.T) {
 func TestRestoreUnusual(t *testing.T) {
 	for what, change := range map[string]func(dir string){
 		"empty":     nil,
-		"detached":  func(dir string) { gitRun(t, dir, "update-ref", "--no-deref", "HEAD", "refs/heads/main~1") },
+		"detached":  func(dir string) { run(t, dir, "update-ref", "--no-deref", "HEAD", "refs/heads/main~1") },
 		"no config": func(dir string) { os.Remove(dir + "/config") },
-		"unborn":    func(dir string) { gitRun(t, dir, "symbolic-ref", "HEAD", "refs/heads/nowhere") },
+		"unborn":    func(dir string) { run(t, dir, "symbolic-ref", "HEAD", "refs/heads/nowhere") },
 	} {
 		for _, format := range []string{"sha1", "sha256"} {
 			t.Run(what+" "+format, func(t *testing.T) {
@@ -255,9 +216,9 @@ func TestRestoreUnusual(t *testing.T) {
 				var repo string
 				if change == nil {
 					repo = filepath.Join(t.TempDir(), "ip1.git")
-					gitRun(t, ".", "init", "-q", "--bare", "--object-format="+format, repo)
+					run(t, ".", "init", "-q", "--bare", "--object-format="+format, repo)
 				} else {
-					repo = newRepo(t, format)
+					repo = packedRepo(t, format)
 				}
 				if change != nil && what != "no config" {
 					change(repo)
@@ -282,11 +243,11 @@ func TestRestoreUnusual(t *testing.T) {
 
 func TestRestoreTarget(t *testing.T) {
 	v, _ := testVault(t)
-	repo := newRepo(t, "sha1")
+	repo := packedRepo(t, "sha1")
 	name := publishRepo(t, v, repo, time.Now())
 	base := t.TempDir()
 	at := func(n string) string { return filepath.Join(base, n) }
-	gitRun(t, base, "init", "-q", "--bare", at("repo"))
+	run(t, base, "init", "-q", "--bare", at("repo"))
 	os.Mkdir(at("full"), 0o755)
 	os.WriteFile(at("full/x"), nil, 0o644)
 	os.WriteFile(at("file"), nil, 0o644)
@@ -309,7 +270,7 @@ func TestRestoreTarget(t *testing.T) {
 	if _, err := v.Restore(t.Context(), name, at("empty"), RestoreOptions{}); err != nil {
 		t.Error(err)
 	}
-	old := commit(t, at("repo"), "refs/heads/old", "old")
+	old := commitTo(t, git.Repo{Dir: at("repo")}, "refs/heads/old", "old")
 	os.Chmod(at("repo"), 0o750)
 	v.Now = func() time.Time { return time.Date(2026, 11, 22, 3, 55, 57, 0, time.UTC) }
 	for _, want := range []string{at("repo.before-restore-20261122T035557Z"), at("repo.before-restore-20261122T035557Z-2")} {
@@ -322,7 +283,7 @@ func TestRestoreTarget(t *testing.T) {
 	if info, _ := os.Stat(at("repo")); info.Mode().Perm() != 0o750 {
 		t.Error(info.Mode())
 	}
-	if got := gitRun(t, at("repo.before-restore-20261122T035557Z"), "rev-parse", "refs/heads/old"); got != old {
+	if got := run(t, at("repo.before-restore-20261122T035557Z"), "rev-parse", "refs/heads/old"); got != old {
 		t.Error(got)
 	}
 	if diff := cmp.Diff([]string{"empty", "file", "full", "link", "repo", "repo.before-restore-20261122T035557Z", "repo.before-restore-20261122T035557Z-2"}, names(t, base)); diff != "" {
@@ -333,17 +294,17 @@ func TestRestoreTarget(t *testing.T) {
 // What a killed restore left is cleaned up, and never while the one that made it is alive.
 func TestRestoreAfterKill(t *testing.T) {
 	v, m := testVault(t)
-	repo := newRepo(t, "sha1")
+	repo := packedRepo(t, "sha1")
 	name := publishRepo(t, v, repo, time.Now())
 	base := t.TempDir()
 	target := filepath.Join(base, "ip1.git")
-	gitRun(t, base, "init", "-q", "--bare", target)
+	run(t, base, "init", "-q", "--bare", target)
 	half, swapped, empty := target[:len(target)-7]+".ip1.git.mirror-shell-restore-1", filepath.Join(base, ".ip1.git.mirror-shell-restore-2"), filepath.Join(base, ".ip1.git.mirror-shell-restore-3")
 	os.MkdirAll(half+"/objects/pack", 0o755)
 	os.WriteFile(filepath.Join(half, halfMade), nil, 0o600)
 	os.Mkdir(empty, 0o755)
-	gitRun(t, base, "init", "-q", "--bare", swapped)
-	kept := commit(t, swapped, "refs/heads/main", "only here")
+	run(t, base, "init", "-q", "--bare", swapped)
+	kept := commitTo(t, git.Repo{Dir: swapped}, "refs/heads/main", "only here")
 	os.WriteFile(filepath.Join(target, halfMade), nil, 0o600)
 
 	// While one runs, the next is refused and touches nothing.
@@ -368,7 +329,7 @@ func TestRestoreAfterKill(t *testing.T) {
 	if diff := cmp.Diff([]string{"ip1.git", "ip1.git.before-restore-20261122T035557Z", "ip1.git.before-restore-20261122T035557Z-2"}, names(t, base)); diff != "" {
 		t.Error(diff)
 	}
-	if got := gitRun(t, target+".before-restore-20261122T035557Z", "rev-parse", "refs/heads/main"); got != kept {
+	if got := run(t, target+".before-restore-20261122T035557Z", "rev-parse", "refs/heads/main"); got != kept {
 		t.Error(got)
 	}
 	sameRepo(t, target, repo)
@@ -377,7 +338,7 @@ func TestRestoreAfterKill(t *testing.T) {
 // What a hostile manifest could do with paths.
 func TestRestoreConfined(t *testing.T) {
 	v, _ := testVault(t)
-	repo := newRepo(t, "sha1")
+	repo := packedRepo(t, "sha1")
 	for _, bad := range []func(*Manifest){
 		func(m *Manifest) { m.Files[0].Path = "../x" },
 		func(m *Manifest) { m.Files[0].Path = "/etc/x" },
@@ -416,12 +377,12 @@ func TestRestoreConfined(t *testing.T) {
 // Objects that are not what their names say, and history that is not there, are found by the full check.
 func TestRestoreIncomplete(t *testing.T) {
 	v, _ := testVault(t)
-	repo := newRepo(t, "sha1")
+	repo := packedRepo(t, "sha1")
 	m := describeRepo(t, v, repo, time.Now())
-	blob := gitRun(t, repo, "rev-parse", "refs/heads/main~3:file")
+	blob := run(t, repo, "rev-parse", "refs/heads/main~3:file-f")
 	// The first pack has the older half of the history, of which a ref's value is in the second.
 	for i, p := range m.Packs {
-		if strings.Contains(gitRun(t, repo, "verify-pack", "-v", "objects/pack/"+p.Name+".idx"), blob) {
+		if strings.Contains(run(t, repo, "verify-pack", "-v", "objects/pack/"+p.Name+".idx"), blob) {
 			m.Packs = slices.Delete(m.Packs, i, i+1)
 			break
 		}
@@ -436,7 +397,7 @@ func TestRestoreIncomplete(t *testing.T) {
 	base := t.TempDir()
 	if _, err = v.Restore(t.Context(), name, base+"/full", RestoreOptions{}); !errors.Is(err, ErrIncomplete) {
 		t.Error(err)
-	} else if oid := gitRun(t, repo, "rev-parse", "refs/heads/main~2"); !strings.Contains(err.Error(), oid) {
+	} else if oid := run(t, repo, "rev-parse", "refs/heads/main~2"); !strings.Contains(err.Error(), oid) {
 		t.Errorf("%v does not name %s", err, oid)
 	}
 	if left := names(t, base); len(left) > 0 {
@@ -460,7 +421,7 @@ func TestRestoreConfig(t *testing.T) {
 		{"sha1", "[core]\n\tfsmonitor = touch /tmp/x\n\thooksPath = /x\n\tsharedRepository = all\n[include]\n\tpath = /x\n[gitolite \"mirror\"]\n\tmaster = \"fro\\\"do # ;\"\n", true,
 			map[string]string{"core.fsmonitor": "", "core.hookspath": "", "include.path": "", "gitolite.mirror.master": `fro"do # ;`, "core.bare": "true"}, 0o664},
 	} {
-		repo := newRepo(t, c.format)
+		repo := packedRepo(t, c.format)
 		m := describeRepo(t, v, repo, time.Now())
 		for i := range m.Files {
 			if m.Files[i].Path == "config" {
@@ -487,58 +448,5 @@ func TestRestoreConfig(t *testing.T) {
 		if !strings.Contains(c.config, "0640") {
 			sameRepo(t, target, repo)
 		}
-	}
-}
-
-func TestChoose(t *testing.T) {
-	v, _ := testVault(t)
-	repo := newRepo(t, "sha1")
-	now := time.Now().Truncate(time.Millisecond)
-	m := describeRepo(t, v, repo, now)
-	var all []Name
-	for i, id := range []string{"a", "b", ""} {
-		m.Time, m.ID = now.Add(time.Duration(i)*time.Minute).UTC(), id
-		name, _, err := v.publish(t.Context(), m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, name)
-	}
-	record := func(kind, sum, id string) {
-		if err := v.record(context.Background(), m.Repository, Check{Kind: kind, Snapshot: sum, ID: id}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	expect := func(at time.Time, id string, want int, notes int) {
-		t.Helper()
-		got, err := v.Choose(t.Context(), m.Repository, at, id)
-		if want < 0 {
-			if !errors.Is(err, ErrNoSnapshot) {
-				t.Errorf("%+v, %v", got, err)
-			}
-			return
-		}
-		if err != nil || got.Name != all[want] || len(got.Notes) != notes {
-			t.Errorf("%+v, %v, want %d", got, err, want)
-		}
-	}
-	record(checkSame, all[1].Sum, "c")
-	expect(time.Time{}, "", 2, 0)
-	expect(time.Time{}, "a", 0, 0)
-	expect(time.Time{}, "c", 1, 0)
-	expect(time.Time{}, "d", -1, 0)
-	expect(all[1].Time.Add(time.Second), "", 1, 0)
-	expect(all[0].Time.Add(-time.Second), "", -1, 0)
-	record(checkBad, all[1].Sum, "")
-	expect(all[1].Time, "", 0, 1)
-	expect(time.Time{}, "c", 1, 1)
-	record(checkBad, all[2].Sum, "")
-	expect(time.Time{}, "", 0, 2)
-	time.Sleep(2 * time.Millisecond)
-	record(checkGood, all[2].Sum, "")
-	expect(time.Time{}, "", 2, 0)
-
-	if got, err := v.Repositories(t.Context()); !slices.Equal(got, []string{"group/ip1"}) || err != nil {
-		t.Error(got, err)
 	}
 }

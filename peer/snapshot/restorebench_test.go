@@ -53,7 +53,7 @@ func BenchmarkRestore(b *testing.B) {
 	}
 	v.Store = fileStore{m, files}
 	bundle := filepath.Join(b.TempDir(), "all.bundle")
-	gitRun(b, repo, "bundle", "create", "-q", bundle, "--all")
+	run(b, repo, "bundle", "create", "-q", bundle, "--all")
 	target := filepath.Join(b.TempDir(), "ip1.git")
 	for _, c := range []struct {
 		name  string

@@ -43,11 +43,12 @@ func (b *build) writeConfig(ctx context.Context) error {
 	if b.m.Files[i].Size > maxConfig {
 		return fmt.Errorf("%w: a config of %d bytes", ErrIncomplete, b.m.Files[i].Size)
 	}
-	if err := b.download(ctx, []download{{b.m.Files[i].Object, keptConfig, 0o644}}); err != nil {
+	mode := fs.FileMode(b.m.Files[i].Mode) &^ 0o111
+	if err := b.download(ctx, []download{{b.m.Files[i].Object, keptConfig, mode}}); err != nil {
 		return err
 	}
 	file := filepath.Join(b.dir, keptConfig)
-	if err := b.adaptConfig(ctx, file); err != nil {
+	if err := b.adaptConfig(ctx, file, mode); err != nil {
 		return err
 	}
 	f, err := os.Open(file)
@@ -61,9 +62,9 @@ func (b *build) writeConfig(ctx context.Context) error {
 }
 
 // adaptConfig has the kept config fit the repository, and leaves out of it what is not wanted.
-func (b *build) adaptConfig(ctx context.Context, file string) error {
+func (b *build) adaptConfig(ctx context.Context, file string, mode fs.FileMode) error {
 	if b.o.WithoutHooks {
-		return b.harmlessConfig(ctx, file)
+		return b.harmlessConfig(ctx, file, mode)
 	}
 	data, err := os.ReadFile(file)
 	if err != nil || b.m.ObjectFormat == "sha1" && !formatInConfig(data) {
@@ -78,7 +79,7 @@ func (b *build) adaptConfig(ctx context.Context, file string) error {
 		if err := b.root.Rename(keptConfig, "config.broken"); err != nil {
 			return err
 		}
-		return b.write(keptConfig, 0o644, plainConfig(b.m.ObjectFormat))
+		return b.write(keptConfig, mode, plainConfig(b.m.ObjectFormat))
 	}
 	return nil
 }
@@ -105,7 +106,7 @@ var harmless = regexp.MustCompile(`^(gitolite\.mirror\.[^\n]*|core\.(bare|filemo
 	`pack\.(window|depth|threads|windowmemory))$`)
 
 // harmlessConfig writes the config anew, with the keys that are known to be harmless.
-func (b *build) harmlessConfig(ctx context.Context, file string) error {
+func (b *build) harmlessConfig(ctx context.Context, file string, mode fs.FileMode) error {
 	entries, err := git.FileConfig(ctx, file)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -131,7 +132,7 @@ func (b *build) harmlessConfig(ctx context.Context, file string) error {
 	if err := b.root.Remove(keptConfig); err != nil {
 		return err
 	}
-	return b.write(keptConfig, 0o644, out.String())
+	return b.write(keptConfig, mode, out.String())
 }
 
 // writeEntry writes one value as git reads it back.

@@ -46,7 +46,7 @@ func (b *build) checkHistory(ctx context.Context) error {
 	if err != nil || !loose {
 		return err
 	}
-	err = git.Repo{Dir: b.dir}.Connected(ctx, b.m.tips())
+	err = git.Repo{Dir: b.dir}.Complete(ctx, nil, b.m.tips())
 	if errors.Is(err, git.ErrMissing) {
 		return fmt.Errorf("%w: %w", ErrIncomplete, err)
 	}

@@ -13,12 +13,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"mirror-shell/internal/git"
 )
 
 // readPackFiles returns the bytes of a repository's only pack and index.
 func readPackFiles(t testing.TB, repo string) (pack, index []byte) {
 	t.Helper()
-	gitRun(t, repo, "repack", "-adq")
+	run(t, repo, "repack", "-adq")
 	files, _ := filepath.Glob(repo + "/objects/pack/*.pack")
 	pack, err1 := os.ReadFile(files[0])
 	index, err2 := os.ReadFile(strings.TrimSuffix(files[0], ".pack") + ".idx")
@@ -52,7 +54,7 @@ func withPack(t testing.TB, v *Vault, repo string, pack, index []byte) Name {
 // object that is not what its id says.
 func TestRestoreWrongObjects(t *testing.T) {
 	v, _ := testVault(t)
-	repo := newRepo(t, "sha1")
+	repo := packedRepo(t, "sha1")
 	pack, index := readPackFiles(t, repo)
 	count := int(binary.BigEndian.Uint32(pack[8:]))
 	full := func(name Name) error {
@@ -84,14 +86,14 @@ func TestRestoreWrongObjects(t *testing.T) {
 // Objects that refs do not reach may lack what they name.
 func TestRestoreRemains(t *testing.T) {
 	v, _ := testVault(t)
-	repo := newRepo(t, "sha1")
-	lost := commit(t, repo, "refs/heads/gone", "lost")
-	gitRun(t, repo, "repack", "-adq")
+	repo := packedRepo(t, "sha1")
+	lost := commitTo(t, git.Repo{Dir: repo}, "refs/heads/gone", "lost")
+	run(t, repo, "repack", "-adq")
 	// The commit's tree goes, and the commit stays, reached by no ref.
-	tree := gitRun(t, repo, "rev-parse", lost+"^{tree}")
-	gitRun(t, repo, "update-ref", "-d", "refs/heads/gone")
+	tree := run(t, repo, "rev-parse", lost+"^{tree}")
+	run(t, repo, "update-ref", "-d", "refs/heads/gone")
 	keep := []string{}
-	for line := range strings.Lines(gitRun(t, repo, "cat-file", "--batch-all-objects", "--batch-check=%(objectname)") + "\n") {
+	for line := range strings.Lines(run(t, repo, "cat-file", "--batch-all-objects", "--batch-check=%(objectname)") + "\n") {
 		if oid := strings.TrimSpace(line); oid != tree {
 			keep = append(keep, oid)
 		}
@@ -102,7 +104,7 @@ func TestRestoreRemains(t *testing.T) {
 	if _, err := v.Restore(t.Context(), name, target, RestoreOptions{}); err != nil {
 		t.Error(err)
 	}
-	if got := gitRun(t, target, "cat-file", "-t", lost); got != "commit" {
+	if got := run(t, target, "cat-file", "-t", lost); got != "commit" {
 		t.Error(got)
 	}
 	// As soon as a ref reaches it, it counts.
@@ -141,13 +143,13 @@ func packOnly(t testing.TB, repo string, oids []string) {
 // Indexes of version 1 are still found in old repositories.
 func TestIndexVersions(t *testing.T) {
 	v, _ := testVault(t)
-	repo := newRepo(t, "sha1")
+	repo := packedRepo(t, "sha1")
 	pack, _ := readPackFiles(t, repo)
 	file := filepath.Join(t.TempDir(), "x.pack")
 	if err := os.WriteFile(file, pack, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	gitRun(t, repo, "index-pack", "--index-version=1", file)
+	run(t, repo, "index-pack", "--index-version=1", file)
 	index, err := os.ReadFile(strings.TrimSuffix(file, ".pack") + ".idx")
 	if err != nil || bytes.HasPrefix(index, indexHeader) {
 		t.Fatal(err)
@@ -161,7 +163,7 @@ func TestIndexVersions(t *testing.T) {
 
 // No index makes matchPack or the search in it fail in another way than with an error.
 func FuzzIndex(f *testing.F) {
-	repo := newRepo(f, "sha1")
+	repo := packedRepo(f, "sha1")
 	pack, index := readPackFiles(f, repo)
 	f.Add(index, true)
 	f.Add(index[:1032], true)

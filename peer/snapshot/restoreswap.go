@@ -91,8 +91,9 @@ func tidy(target string, now time.Time) (notes []string, err error) {
 		return nil, err
 	}
 	for _, e := range entries {
-		if !e.IsDir() || !strings.HasPrefix(e.Name(), beside(target)) {
-			continue
+		digits, ours := strings.CutPrefix(e.Name(), beside(target))
+		if !e.IsDir() || !ours || strings.Trim(digits, "0123456789") != "" {
+			continue // also what is beside a target whose name begins with ours
 		}
 		dir := filepath.Join(filepath.Dir(target), e.Name())
 		_, err := os.Lstat(filepath.Join(dir, halfMade))

@@ -16,7 +16,7 @@ type Policy struct {
 	// that have a snapshot: a server that was off for a month loses nothing by it.
 	Hourly, Daily, Weekly, Monthly, Yearly int
 	// Within keeps all that are at most so much older than now, or than the latest snapshot
-	// if that is older.
+	// if that is older, and the one before them: a snapshot stands for the time until the next.
 	Within time.Duration
 	// IDs keeps the snapshots of these runs.
 	IDs []string
@@ -92,8 +92,9 @@ func (p Policy) choose(names []Name, bad map[string]bool, now time.Time) (stay, 
 	if now.After(names[0].Time) {
 		now = names[0].Time
 	}
+	p.keepWithin(now.Add(-p.Within), names, bad, keep)
 	for _, n := range names {
-		if p.Within > 0 && !n.Time.Before(now.Add(-p.Within)) || n.ID != "" && slices.Contains(p.IDs, n.ID) {
+		if n.ID != "" && slices.Contains(p.IDs, n.ID) {
 			keep[n.Key()] = true
 		}
 	}
@@ -105,6 +106,23 @@ func (p Policy) choose(names []Name, bad map[string]bool, now time.Time) (stay, 
 		}
 	}
 	return stay, gone
+}
+
+// keepWithin adds what Within keeps of names, which are sorted newest first: all since that time, and the newest one
+// before it that is not bad. That was the repository's state until the first of the others was taken.
+func (p Policy) keepWithin(since time.Time, names []Name, bad, keep map[string]bool) {
+	if p.Within <= 0 {
+		return
+	}
+	for _, n := range names {
+		before := n.Time.Before(since)
+		if before && bad[n.Sum] {
+			continue
+		}
+		if keep[n.Key()] = true; before || n.Time.Equal(since) {
+			return
+		}
+	}
 }
 
 // newestFirst orders as the store lists.

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
-	"sync"
 	"time"
 
-	"mirror-shell/internal/durable"
 	"mirror-shell/internal/git"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/peer/store"
@@ -80,11 +77,13 @@ type taking struct {
 	src     Source
 	memory  memoryDir
 	result  *Result
-	scratch string // removed in the end
+	scratch string
+	remove  func() // removes scratch
 	attempt int
 
 	latest Name      // zero: there is none
-	base   *Manifest // of latest; nil: everything is taken anew
+	loaded *Manifest // of latest, when it was asked for
+	base   *Manifest // loaded; nil: everything is taken anew
 	now    *capture
 	tips   []string  // of now
 	began  time.Time // before latest was looked up
@@ -145,8 +144,8 @@ func (t *taking) close() {
 	for _, p := range t.made {
 		p.close()
 	}
-	if t.scratch != "" {
-		_ = os.RemoveAll(t.scratch)
+	if t.remove != nil {
+		t.remove()
 	}
 }
 
@@ -187,7 +186,7 @@ func (t *taking) run(ctx context.Context) (err error) {
 
 // isBad asks the store whether the latest snapshot is known not to be whole, unless it was
 // asked lately and nothing will be built on the answer.
-func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bool, error) {
+func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bad bool, err error) {
 	if t.latest.Sum == "" || same && t.v.now().Sub(known.Looked).Abs() < lookAgain && !known.Unchecked {
 		return false, nil
 	}
@@ -204,15 +203,51 @@ func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bool, e
 		if check.Kind == checkBad {
 			return true, nil
 		}
-		if check.Kind == checkGood || check.Kind == checkDrill {
-			break // the last word on it
+		if check.Kind == checkGood { // the last word on it; a drill gives its own
+			t.seenGood(known, same)
+			return false, nil
 		}
 	}
-	if same && !known.Unchecked {
+	if !known.Unchecked {
+		if known.Unchecked, err = t.unwalked(ctx); err != nil {
+			return false, err
+		}
+	}
+	if known.Unchecked {
+		return true, nil
+	}
+	t.seenGood(known, same)
+	return false, nil
+}
+
+// seenGood remembers that the latest snapshot was not bad just now.
+func (t *taking) seenGood(known *recalled, same bool) {
+	known.Unchecked = false
+	if same {
 		known.Looked = t.v.now()
 		t.memory.remember(*known)
 	}
-	return known.Unchecked, nil
+}
+
+// unwalked reports whether the latest snapshot was published before anybody had walked through its history. One that
+// cannot be read is left to loadBase.
+func (t *taking) unwalked(ctx context.Context) (bool, error) {
+	m, err := t.load(ctx)
+	if errors.Is(err, ErrKey) || errors.Is(err, ErrDamaged) {
+		return false, nil
+	}
+	return err == nil && m.Unwalked, err
+}
+
+// load returns the latest snapshot's manifest, from what is remembered or from the store.
+func (t *taking) load(ctx context.Context) (m *Manifest, err error) {
+	if t.loaded == nil {
+		t.loaded = t.memory.manifest(t.latest.Sum)
+	}
+	if t.loaded == nil {
+		t.loaded, err = t.v.Load(ctx, t.latest)
+	}
+	return t.loaded, err
 }
 
 // unchanged writes that the run with this ID found the repository as it was.
@@ -235,7 +270,7 @@ func (t *taking) retentionDue() bool {
 // prepare finds out what the new snapshot is built on. What is known to be bad, or was never walked through, is not
 // built on, and before everything is taken anew the repository has to be whole.
 func (t *taking) prepare(ctx context.Context, bad, unchecked bool) (err error) {
-	if t.scratch, err = t.makeScratch(); err != nil {
+	if t.scratch, t.remove, err = t.v.scratchDir("take"); err != nil {
 		return err
 	}
 	if t.tmp, err = git.NewScratch(t.scratch); err != nil {
@@ -250,44 +285,37 @@ func (t *taking) prepare(ctx context.Context, bad, unchecked bool) (err error) {
 		}
 	case t.latest.Sum != "":
 		return t.loadBase(ctx)
+	case Remembered(t.src.Memory) != "":
+		t.note("the vault has no snapshot of it any more, although this server has made one: see that it is the right place, and that its disk is mounted")
 	}
 	return nil
 }
 
 func (t *taking) loadBase(ctx context.Context) error {
-	base := t.memory.manifest(t.latest.Sum)
-	if base == nil {
-		var err error
-		base, err = t.v.Load(ctx, t.latest)
-		switch {
-		case errors.Is(err, ErrKey):
-			t.note("the latest snapshot is encrypted and no identity is configured here: everything is taken anew")
-			return nil
-		case errors.Is(err, ErrDamaged):
-			t.note("the latest snapshot cannot be read, and everything is taken anew: " + err.Error())
-			t.put.fresh = true
-			return nil
-		case err != nil:
-			return err
-		}
+	base, err := t.load(ctx)
+	switch {
+	case errors.Is(err, ErrKey):
+		t.note("the latest snapshot is encrypted and no identity is configured here: everything is taken anew")
+		return nil
+	case errors.Is(err, ErrDamaged):
+		t.note("the latest snapshot cannot be read, and everything is taken anew: " + err.Error())
+		t.put.fresh = true
+		return nil
+	case err != nil:
+		return err
 	}
 	if base.ObjectFormat != t.now.ObjectFormat || base.Repository != t.src.Repository {
 		t.note("the latest snapshot has another object format: everything is taken anew")
 		return nil
 	}
+	// Who can read the new snapshot has to be able to read all of it, and nobody else.
+	if base.SealedFor != t.now.SealedFor {
+		t.note("the latest snapshot is not encrypted for the recipients that are configured now: everything is taken anew")
+		t.put.fresh = true
+		return nil
+	}
 	t.base = base
 	return nil
-}
-
-func (t *taking) makeScratch() (string, error) {
-	if err := durable.MakeDirs(t.v.Scratch); err != nil {
-		return "", fmt.Errorf("scratch directory: %w", err)
-	}
-	dir, err := os.MkdirTemp(t.v.Scratch, "take-")
-	if err != nil {
-		return "", fmt.Errorf("scratch directory: %w", err)
-	}
-	return dir, nil
 }
 
 func (t *taking) note(text string) {
@@ -301,31 +329,6 @@ func (t *taking) progress(stage string, done, total int64) {
 	if t.src.Progress != nil {
 		t.src.Progress(stage, done, total)
 	}
-}
-
-// parallel runs the tasks, a few at a time, and returns the first error after all that were started have ended.
-func parallel(ctx context.Context, limit int, tasks []func(context.Context) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	slots := make(chan struct{}, limit)
-	var group sync.WaitGroup
-	for _, task := range tasks {
-		slots <- struct{}{}
-		if ctx.Err() != nil {
-			break
-		}
-		group.Go(func() {
-			defer func() { <-slots }()
-			if err := task(ctx); err != nil {
-				cancel(err)
-			}
-		})
-	}
-	group.Wait()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return nil
 }
 
 // nameTips adds to an error that speaks of object ids which refs have them.

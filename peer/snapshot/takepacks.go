@@ -175,7 +175,7 @@ func (t *taking) moved(ctx context.Context) bool {
 }
 
 func (t *taking) walkError(ctx context.Context, err error) error {
-	if errors.Is(err, git.ErrIncomplete) {
+	if errors.Is(err, git.ErrMissing) {
 		return t.gitFailed(ctx, err)
 	}
 	return err

@@ -30,6 +30,8 @@ func (t *taking) make(ctx context.Context) error {
 		return err
 	}
 	m := t.now.Manifest
+	t.walked = t.walked || len(t.tips) == 0
+	m.Unwalked = !t.walked
 	m.Previous, m.Time = t.latest.Sum, after(t.now.Time, t.latest.Time)
 	err = t.upload(ctx, &m, kept, fresh)
 	t.result.Uploaded = t.put.sent.Load()
@@ -200,7 +202,7 @@ func gone(err error) error {
 func (u *uploading) run(ctx context.Context) error {
 	var done atomic.Int64
 	u.t.put.moved = func(n int64) { u.t.progress("upload", done.Add(n), u.total) }
-	return parallel(ctx, uploads, u.tasks)
+	return all(ctx, uploads, u.tasks)
 }
 
 // publish writes the manifest, after a last look at all that it relies on.
@@ -208,7 +210,7 @@ func (t *taking) publish(ctx context.Context, m *Manifest) error {
 	if err := t.extendRetention(ctx, m); err != nil {
 		return err
 	}
-	if t.v.now().Sub(t.began) > t.v.grace()/2 {
+	if elapsed(t.began, t.v.now()) > t.v.grace()/2 {
 		if err := t.stillThere(ctx, m); err != nil {
 			return err
 		}
@@ -242,7 +244,7 @@ func (t *taking) extendRetention(ctx context.Context, m *Manifest) error {
 			})
 		}
 	}
-	if err := parallel(ctx, uploads, tasks); err != nil {
+	if err := all(ctx, uploads, tasks); err != nil {
 		return fmt.Errorf("extend the retention: %w", err)
 	}
 	set := func(o *Object) {
@@ -319,7 +321,14 @@ func (t *taking) check(ctx context.Context, fresh []*localPack) error {
 		place = nil
 	}
 	err := t.src.Repo.Complete(ctx, place, t.tips)
-	if !errors.Is(err, git.ErrIncomplete) {
+	if err == nil {
+		good := Check{Kind: checkGood, Snapshot: t.result.Name.Sum, Text: "git has walked through all of its history"}
+		if err := t.v.record(ctx, t.src.Repository, good); err != nil { // this server knows it all the same
+			t.note("that the snapshot is whole could not be written down for others: " + err.Error())
+		}
+		return nil
+	}
+	if !errors.Is(err, git.ErrMissing) {
 		return err
 	}
 	err = t.nameTips(err)

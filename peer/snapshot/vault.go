@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -35,8 +34,8 @@ type Vault struct {
 	// Retain is for how long the store must refuse to delete what a snapshot needs; 0: it need not.
 	Retain time.Duration
 	// Grace is how long nothing is deleted that may still come into use; 0: DefaultGrace. It
-	// bounds how long a backup may take (half of it), and has to be the same on every server that
-	// uses the vault.
+	// bounds how long a backup may take without looking again (half of it), and should be the same on every server
+	// that uses the vault: see Manifest.Grace.
 	Grace time.Duration
 	// Server is this server's hostname, Program the program and its version, for manifests.
 	Server, Program string
@@ -65,11 +64,20 @@ func (v *Vault) grace() time.Duration {
 	return DefaultGrace
 }
 
+// maxGrace bounds what a manifest asks of a prune: whoever may write to the vault chooses it.
+const maxGrace = 10 * 366 * 24 * time.Hour
+
 func (v *Vault) log() *slog.Logger {
 	if v.Log != nil {
 		return v.Log
 	}
 	return slog.New(slog.DiscardHandler)
+}
+
+// elapsed is how much time has passed: by the clock on the wall or by that which only runs while the
+// machine does, whichever says longer. The second stands still in a suspended machine, the first is set.
+func elapsed(from, to time.Time) time.Duration {
+	return max(to.Sub(from), to.Round(0).Sub(from.Round(0)))
 }
 
 // ErrNoSnapshot: the vault has none of that repository, or none that fits. It is fs.ErrNotExist.
@@ -164,8 +172,11 @@ func (v *Vault) Load(ctx context.Context, name Name) (*Manifest, error) {
 	return m, nil
 }
 
-// maxManifest bounds what is read into memory: a million refs are less.
-const maxManifest = 256 << 20
+// maxManifest bounds what is read into memory: a million refs are less. Unpacked it may have maxPlainManifest.
+const (
+	maxManifest      = 256 << 20
+	maxPlainManifest = 4 * maxManifest
+)
 
 func (v *Vault) decodeManifest(name Name, stored []byte) (*Manifest, error) {
 	sum := sha256.Sum256(stored)
@@ -181,7 +192,7 @@ func (v *Vault) decodeManifest(name Name, stored []byte) (*Manifest, error) {
 		return nil, err
 	}
 	defer plain.Close()
-	data, err := io.ReadAll(io.LimitReader(plain, 4*maxManifest))
+	data, err := io.ReadAll(io.LimitReader(plain, maxPlainManifest))
 	if err != nil {
 		return nil, err
 	}
@@ -200,7 +211,7 @@ func (v *Vault) publish(ctx context.Context, m *Manifest) (Name, []byte, error) 
 	if err := m.check(); err != nil { // nothing is written that could not be read
 		return Name{}, nil, fmt.Errorf("manifest: %w", err)
 	}
-	data, err := json.Marshal(m)
+	data, err := m.encodeJSON()
 	if err != nil {
 		return Name{}, nil, err
 	}
@@ -214,6 +225,9 @@ func (v *Vault) publish(ctx context.Context, m *Manifest) (Name, []byte, error) 
 	}
 	if err != nil {
 		return Name{}, nil, fmt.Errorf("manifest: %w", err)
+	}
+	if len(data) > maxPlainManifest || stored.Len() > maxManifest {
+		return Name{}, nil, fmt.Errorf("manifest: %d refs, %d files and %d LFS objects are more than a manifest can hold", len(m.Refs), len(m.Files), len(m.LFS))
 	}
 	sum := sha256.Sum256(stored.Bytes())
 	name := Name{Repository: m.Repository, Time: m.Time, Digest: m.Digest, State: m.State(), Sum: hex.EncodeToString(sum[:16]), ID: m.ID, Sealed: len(v.Recipients) > 0}

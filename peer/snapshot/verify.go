@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"mirror-shell/internal/proc"
 )
 
 // VerifyOptions choose what Verify looks at. The zero value compares all manifests with a listing of the store.
@@ -84,6 +86,8 @@ type verification struct {
 	mu    sync.Mutex
 	bad   map[string]string // key → problem
 	read  atomic.Int64
+
+	damaged string // what is damaged, beyond doubt, of the newest snapshot
 }
 
 // link is a snapshot and the Sum of the one before it.
@@ -122,10 +126,40 @@ func (ver *verification) run(ctx context.Context, repository string) error {
 	if err := ver.chain(ctx, repository); err != nil {
 		return err
 	}
-	if ver.o.Drill && len(ver.look) > 0 {
-		return ver.drill(ctx, ver.look[0])
+	if len(ver.look) == 0 {
+		return nil
 	}
-	return nil
+	if ver.o.Drill {
+		if err := ver.drill(ctx, ver.look[0]); err != nil {
+			return err
+		}
+	}
+	return ver.judge(ctx, ver.look[0])
+}
+
+// judge has the newest snapshot count as bad when something of it is damaged: the next backup is not built on it then, and
+// puts everything anew. A drill that went well ends that.
+func (ver *verification) judge(ctx context.Context, name Name) error {
+	good := ver.damaged == "" && ver.o.Drill && ver.found.Drill.Error == ""
+	if ver.damaged == "" && !good {
+		return nil
+	}
+	bad, err := ver.v.bad(ctx, name.Repository)
+	if err != nil || bad[name.Sum] != good {
+		return err
+	}
+	c := Check{Kind: checkBad, Snapshot: name.Sum, Error: proc.OneLine(ver.damaged, 4000)}
+	if good {
+		c = Check{Kind: checkGood, Snapshot: name.Sum, Text: ver.found.Drill.Text}
+	}
+	return ver.v.record(ctx, name.Repository, c)
+}
+
+// damage notes what is wrong with a snapshot, if it is the newest.
+func (ver *verification) damage(name Name, what string) {
+	if name == ver.look[0] && ver.damaged == "" {
+		ver.damaged = what
+	}
 }
 
 func (ver *verification) fault(key, problem string, needed ...Name) {
@@ -138,20 +172,21 @@ func (ver *verification) load(ctx context.Context, name Name) (m *Manifest, prob
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "is gone", nil
 	}
-	if errors.Is(err, ErrDamaged) {
-		return nil, err.Error(), nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrDamaged) {
 		return nil, "", err
 	}
-	m, err = ver.v.decodeManifest(name, stored)
-	if errors.Is(err, ErrKey) && len(ver.v.Identities) == 0 {
+	if err == nil {
+		m, err = ver.v.decodeManifest(name, stored)
+	}
+	switch {
+	case err == nil:
+		return m, "", nil
+	case errors.Is(err, ErrKey) && len(ver.v.Identities) == 0:
 		return nil, "", err
+	case errors.Is(err, ErrDamaged):
+		ver.damage(name, err.Error())
 	}
-	if err != nil {
-		return nil, err.Error(), nil
-	}
-	return m, "", nil
+	return nil, err.Error(), nil
 }
 
 // manifests reads the manifests, and notes what they need.
@@ -272,6 +307,7 @@ func (ver *verification) blame(ctx context.Context) error {
 		for _, o := range m.Objects() {
 			if ver.bad[o.Key] != "" {
 				users[o.Key] = append(users[o.Key], name)
+				ver.damage(name, o.Key+": "+ver.bad[o.Key])
 			}
 		}
 	}

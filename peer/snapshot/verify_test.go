@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"mirror-shell/internal/git"
 )
 
 // twoSnapshots is a vault with two snapshots of a repository, whose second names the first.
@@ -22,7 +24,7 @@ func twoSnapshots(t testing.TB, sealed bool) (v *Vault, m *memory, repo string, 
 	if sealed {
 		seal(t, v)
 	}
-	repo = newRepo(t, "sha1")
+	repo = packedRepo(t, "sha1")
 	os.RemoveAll(repo + "/hooks")
 	lfs := repo + "/lfs/objects/ab/cd/" + sumOf([]byte("large"))
 	if err := errors.Join(os.MkdirAll(filepath.Dir(lfs), 0o755), os.WriteFile(lfs, []byte("large"), 0o444)); err != nil {
@@ -34,8 +36,8 @@ func twoSnapshots(t testing.TB, sealed bool) (v *Vault, m *memory, repo string, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	commit(t, repo, "refs/heads/main", "new")
-	gitRun(t, repo, "repack", "-dq")
+	commitTo(t, git.Repo{Dir: repo}, "refs/heads/main", "new")
+	run(t, repo, "repack", "-dq")
 	second := describeRepo(t, v, repo, now)
 	second.Previous = n1.Sum
 	// What was there is not stored again.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -24,6 +23,9 @@ func (ver *verification) drill(ctx context.Context, name Name) error {
 		Text: fmt.Sprintf("restored %d refs and %d bytes in %.1f s, checked in %.1f s", done.Refs, done.Bytes, done.Download.Seconds(), done.Check.Seconds())}
 	if err != nil {
 		c.Error, c.Text = proc.OneLine(err.Error(), 4000), "the restore failed"
+		if !errors.Is(err, ErrKey) {
+			ver.damage(name, c.Error)
+		}
 	}
 	ver.found.Drill = &c
 	return ver.v.record(ctx, name.Repository, c)
@@ -32,11 +34,11 @@ func (ver *verification) drill(ctx context.Context, name Name) error {
 // practise restores a snapshot into the scratch directory, has git look for anything wrong with it,
 // and removes it. Hooks and config are not restored: nothing shall ever run there.
 func (v *Vault) practise(ctx context.Context, name Name) (Restored, error) {
-	dir, err := os.MkdirTemp(v.Scratch, "drill-*")
+	dir, remove, err := v.scratchDir("drill")
 	if err != nil {
 		return Restored{}, err
 	}
-	defer os.RemoveAll(dir)
+	defer remove()
 	target := filepath.Join(dir, "repository.git")
 	done, err := v.Restore(ctx, name, target, RestoreOptions{Check: Full, WithoutHooks: true})
 	if err != nil {

@@ -1,0 +1,82 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"mirror-shell/internal/durable"
+)
+
+// scratchName is what a directory below Vault.Scratch is called: what it is for, and random digits.
+var scratchName = regexp.MustCompile(`^(take|drill)-[0-9]+$`)
+
+// scratchDir makes a directory below Vault.Scratch, and removes those that killed processes left, which may be as large
+// as a repository. A directory is locked by the process that uses it. Remove may be called once.
+func (v *Vault) scratchDir(purpose string) (dir string, remove func(), err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("scratch directory: %w", err)
+		}
+	}()
+	if err := durable.MakeDirs(v.Scratch); err != nil {
+		return "", nil, err
+	}
+	v.tidyScratch()
+	if dir, err = os.MkdirTemp(v.Scratch, purpose+"-"); err != nil {
+		return "", nil, err
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return "", nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return dir, func() {
+		if err := os.RemoveAll(dir); err != nil {
+			v.log().Warn("a scratch directory is left", "dir", dir, "error", err)
+		}
+		lock.Close()
+	}, nil
+}
+
+// lockDir locks a directory until the file is closed, or the process ends.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// unlockedFor is how old a directory has to be before it counts as left: it is locked right after it was made.
+const unlockedFor = time.Minute
+
+func (v *Vault) tidyScratch() {
+	entries, err := os.ReadDir(v.Scratch)
+	if err != nil {
+		return // whoever makes a directory there hears of it
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !e.IsDir() || !scratchName.MatchString(e.Name()) || time.Since(info.ModTime()) < unlockedFor {
+			continue
+		}
+		dir := filepath.Join(v.Scratch, e.Name())
+		lock, err := lockDir(dir)
+		if err != nil {
+			continue // it is in use
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			v.log().Warn("what a killed process left cannot be removed", "dir", dir, "error", err)
+		}
+		lock.Close()
+	}
+}
