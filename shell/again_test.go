@@ -178,3 +178,14 @@ func TestNobodyTakesTheMap(t *testing.T) {
 		}
 	}
 }
+
+// Where gitolite decides who may read what, info names nothing that it might hide.
+func TestInfoWhereOthersDecide(t *testing.T) {
+	s := newTestServer(t, "[users]\nexec = [\"/g/gitolite-shell\"]\n")
+	s.bare("secret")
+	for _, command := range []string{"info", "info --json"} {
+		if r := s.session(command).user(t, "alice"); r.status != 0 || strings.Contains(r.out.String(), "secret") {
+			t.Errorf("%s: %d, %s", command, r.status, r.out.String())
+		}
+	}
+}

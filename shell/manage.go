@@ -292,10 +292,16 @@ func (s *Session) knows(ctx context.Context, peer Peer, name string) bool {
 	return err == nil && cfg.Role(s.Server.Hostname) != mirrorcfg.Local && (cfg.Master == peer.name || cfg.Listed(s.Server.Hostname, peer.name))
 }
 
+// othersDecide reports whether what users may do is known only to the program that their
+// sessions are handed to, such as gitolite-shell.
+func (s *Session) othersDecide() bool {
+	return len(s.Server.Users.Exec) > 0 && len(s.Server.Users.Authorize) == 0
+}
+
 // renamedFor tells a user what a repository is called now, if they may read it.
 // Where another program decides about that (users.exec), nothing is told.
 func (s *Session) renamedFor(ctx context.Context, user User, req Request, now string) (error, bool) {
-	if len(s.Server.Users.Exec) > 0 && len(s.Server.Users.Authorize) == 0 {
+	if s.othersDecide() {
 		return nil, false
 	}
 	if s.authorize(ctx, Decision{Access: Read, User: user}, Request{Verb: req.Verb, Repo: now}) != nil {

@@ -52,12 +52,12 @@ func (r Repo) Tree(ctx context.Context, dir string, max int64) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out bytes.Buffer
-	if _, err := r.run(ctx, nil, &out, "ls-tree", "-r", "-z", "--full-tree", commit); err != nil {
+	listing, err := r.listTree(ctx, "-r", "-z", "--full-tree", commit)
+	if err != nil {
 		return nil, err
 	}
 	t := &Tree{repo: r, ctx: ctx, max: max, blobs: map[string]string{}}
-	for item := range strings.SplitSeq(out.String(), "\x00") {
+	for item := range strings.SplitSeq(listing, "\x00") {
 		about, name, ok := strings.Cut(item, "\t") // MODE SP TYPE SP OID TAB PATH
 		fields := strings.Fields(about)
 		if !ok || len(fields) != 3 || !strings.HasPrefix(fields[0], "100") {
@@ -71,6 +71,21 @@ func (r Repo) Tree(ctx context.Context, dir string, max int64) (*Tree, error) {
 		t.blobs[name] = fields[2]
 	}
 	return t, nil
+}
+
+// maxListing bounds what is listed of a commit, in bytes: half a million files. A tree that
+// names another one many times, and so on, would be listed until memory ends.
+var maxListing int64 = 64 << 20
+
+func (r Repo) listTree(ctx context.Context, args ...string) (string, error) {
+	out := &limitedBuffer{max: maxListing}
+	if _, err := r.run(ctx, nil, out, append([]string{"ls-tree"}, args...)...); err != nil {
+		if out.over { // git was ended by that, and does not know why
+			err = errors.New("the commit has too many files")
+		}
+		return "", err
+	}
+	return out.buf.String(), nil
 }
 
 // ErrNoCommit is a repository whose HEAD names no commit yet. It is fs.ErrNotExist, too.

@@ -30,13 +30,13 @@ func (r Repo) TreeFiles(ctx context.Context, dir string, maxFiles int, maxSize i
 	if err != nil {
 		return nil, err
 	}
-	var out bytes.Buffer
-	if _, err := r.run(ctx, nil, &out, "ls-tree", "-r", "-l", "-z", "--full-tree", commit); err != nil {
+	listing, err := r.listTree(ctx, "-r", "-l", "-z", "--full-tree", commit)
+	if err != nil {
 		return nil, err
 	}
 	var files []TreeFile
 	var oids []string // of files, in their order; "" for one that is not read
-	for item := range strings.SplitSeq(out.String(), "\x00") {
+	for item := range strings.SplitSeq(listing, "\x00") {
 		about, name, ok := strings.Cut(item, "\t") // MODE SP TYPE SP OID SP SIZE TAB PATH
 		fields := strings.Fields(about)
 		name, below := strings.CutPrefix(name, dir+"/")
