@@ -64,7 +64,9 @@ func (e *Env) Gitolites(t testing.TB, names ...string) []*Gitolite {
 				keys[serverKey(other.Name)] = readFile(t, other.PublicKey())
 			}
 		}
-		g.Admin(t, keys)
+		if len(keys) > 0 {
+			g.Admin(t, keys)
+		}
 	}
 	return hosts
 }
@@ -138,11 +140,17 @@ func (g *Gitolite) Admin(t testing.TB, files map[string]string) {
 	}
 }
 
-// AddConf appends to gitolite.conf, as Admin does.
-func (g *Gitolite) AddConf(t testing.TB, text string) {
+// AddConf appends to gitolite.conf, as Admin does, and with the same push, which takes
+// gitolite seconds, does what AddUser does for each of the people.
+func (g *Gitolite) AddConf(t testing.TB, text string, people ...*Client) {
 	t.Helper()
 	const conf = "conf/gitolite.conf"
-	g.Admin(t, map[string]string{conf: readFile(t, filepath.Join(g.adminDir(t), conf)) + text})
+	files := map[string]string{conf: readFile(t, filepath.Join(g.adminDir(t), conf)) + text}
+	for _, c := range people {
+		g.Introduce(t, c)
+		files["keydir/"+c.Name+".pub"] = readFile(t, c.PublicKey())
+	}
+	g.Admin(t, files)
 }
 
 // adminDir is the administrator's clone of gitolite-admin.

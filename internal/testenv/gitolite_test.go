@@ -24,8 +24,7 @@ func TestGitolite(t *testing.T) {
 	alice := env.AddUser(t, "alice")
 	hosts := env.Gitolites(t, "gl-frodo", "gl-sam", "gl-gollum")
 	for _, g := range hosts {
-		g.AddUser(t, alice)
-		g.AddConf(t, mirrored)
+		g.AddConf(t, mirrored, alice)
 	}
 	master := hosts[0]
 

@@ -38,8 +38,7 @@ func TestGitoliteHosts(t *testing.T) {
 		g.Introduce(t, alice)
 	}
 	frodo.PeerWith(t, sam.Host())
-	frodo.AddUser(t, alice)
-	frodo.AddConf(t, hostedConf)
+	frodo.AddConf(t, hostedConf, alice)
 	frodo.Host().Serve(t)
 	defer frodo.Host().StopServe(t)
 

@@ -53,7 +53,6 @@ func TestGitoliteAsMaster(t *testing.T) {
 	alice, sam := newPusher(t, env.AddUser(t, "alice")), env.Server(t, "sam")
 	gl := env.Gitolites(t, "gl-frodo")[0]
 	gl.AddPeer(t, sam)
-	gl.AddUser(t, alice.Client)
 	sam.MustRun(t, "mirror-shell", "add-peer", gl.PublicKey())
 	gl.AddConf(t, `
 repo ip1
@@ -76,7 +75,7 @@ repo wild/..*
     RW = WRITERS
     option mirror.master = gl-frodo
     option mirror.copies = sam
-`)
+`, alice.Client)
 	sam.Configure(t, "[accept]\ncreate = [\"wild/accepted\"]\n")
 	env.CreateRepo(t, "ip1", map[string]string{"master": "gl-frodo", "redirectOK": "sam"}, "sam")
 	env.CreateRepo(t, "ip2", map[string]string{"master": "sam", "slaves": "gl-frodo", "redirectOK": "true"}, "sam")
@@ -138,7 +137,6 @@ func TestImportGitolite(t *testing.T) {
 	alice := newPusher(t, env.Client(t, "alice"))
 	hosts := env.Gitolites(t, "frodo", "sam")
 	for _, g := range hosts {
-		g.AddUser(t, alice.Client)
 		g.AddConf(t, `
 repo ip1
     RW+ = alice
@@ -146,7 +144,7 @@ repo ip1
     option mirror.copies-1 = sam
     option mirror.copies.nosync.2 = gollum
     option mirror.redirectOK = sam
-`)
+`, alice.Client)
 	}
 	frodo, sam := hosts[0].Host(), hosts[1].Host()
 	has(t, sam, "ip1", "main", alice.push(t, "frodo:ip1", "main", ""))

@@ -3,6 +3,7 @@ package worker
 import (
 	"strings"
 	"testing"
+	"unicode"
 )
 
 func TestGitoliteGreeting(t *testing.T) {
@@ -38,4 +39,22 @@ func TestHead(t *testing.T) {
 	if len(h) != 64<<10 {
 		t.Errorf("it keeps %d bytes", len(h))
 	}
+}
+
+// Whatever a peer says, what doctor says of it is one line that a terminal can show.
+func FuzzGitoliteGreeting(f *testing.F) {
+	f.Add("hello server-frodo, this is git@host running gitolite3 3.6.12-1 (Debian) on git 2.39.5")
+	f.Add("hello \x1b[2J\u202e, this is x running gitolite3\u2028 \x00")
+	f.Fuzz(func(t *testing.T, text string) {
+		user, version, known := gitoliteGreeting(text)
+		if !known {
+			return
+		}
+		found := judgeGitolite("frodo", "gollum", user, version)
+		for _, r := range found.Detail + found.Do {
+			if !unicode.IsGraphic(r) {
+				t.Fatalf("%q in %q", r, found.Detail)
+			}
+		}
+	})
 }
