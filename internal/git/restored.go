@@ -69,9 +69,10 @@ func FileConfig(ctx context.Context, file string) ([]ConfigEntry, error) {
 
 // PackedObjects has git unpack every object that is in the packs below objects/pack of a directory, in
 // place of the repository's own objects, and calls each with its id, its type and its content, which
-// each need not read to its end. What git cannot unpack is an error. Ids are those that the indexes say: git compares
+// each need not read to its end. When ids is not nil it is these that git unpacks, one id a line, in that
+// order; else all, in the packs' order. What git cannot unpack is an error. Ids are those that the indexes say: git compares
 // none with the content.
-func (r Repo) PackedObjects(ctx context.Context, objects string, each func(oid, kind string, size int64, content io.Reader) error) (count int, err error) {
+func (r Repo) PackedObjects(ctx context.Context, objects string, ids io.Reader, each func(oid, kind string, size int64, content io.Reader) error) (count int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	out, in, err := os.Pipe()
@@ -80,10 +81,13 @@ func (r Repo) PackedObjects(ctx context.Context, objects string, each func(oid, 
 	}
 	// With the usual 64 KiB both sides wait for each other all the time. Refused, it is as it was.
 	unix.FcntlInt(in.Fd(), unix.F_SETPIPE_SZ, 1<<20)
+	args := []string{"cat-file", "--batch", "--buffer"}
+	if ids == nil {
+		args = append(args, "--batch-all-objects", "--unordered")
+	}
 	ended := make(chan error, 1)
 	go func() {
-		_, err := r.runWith(ctx, append([]string{"GIT_OBJECT_DIRECTORY=" + objects}, bareConfig...), nil, in,
-			"cat-file", "--batch", "--batch-all-objects", "--unordered", "--buffer")
+		_, err := r.runWith(ctx, append([]string{"GIT_OBJECT_DIRECTORY=" + objects}, bareConfig...), ids, in, args...)
 		in.Close() // the last writer: the reader is at its end now
 		ended <- err
 	}()
@@ -97,7 +101,7 @@ func (r Repo) PackedObjects(ctx context.Context, objects string, each func(oid, 
 
 // readBatch reads what git cat-file --batch prints: OID SP TYPE SP SIZE LF CONTENT LF.
 func readBatch(from io.Reader, each func(oid, kind string, size int64, content io.Reader) error) (count int, err error) {
-	in := bufio.NewReaderSize(from, 256<<10)
+	in := bufio.NewReaderSize(from, 1<<20)
 	for ; ; count++ {
 		line, err := in.ReadSlice('\n')
 		if err == io.EOF && len(line) == 0 {

@@ -100,20 +100,20 @@ func TestPackedObjects(t *testing.T) {
 		}
 	}
 	r := Repo{Dir: dir}
-	n, err := r.PackedObjects(t.Context(), filepath.Join(dir, "objects"), func(string, string, int64, io.Reader) error { return nil })
+	n, err := r.PackedObjects(t.Context(), filepath.Join(dir, "objects"), nil, func(string, string, int64, io.Reader) error { return nil })
 	if n != 2 || err != nil {
 		t.Error(n, err)
 	}
-	if n, err := r.PackedObjects(t.Context(), t.TempDir(), func(string, string, int64, io.Reader) error { return nil }); n != 0 || err != nil {
+	if n, err := r.PackedObjects(t.Context(), t.TempDir(), nil, func(string, string, int64, io.Reader) error { return nil }); n != 0 || err != nil {
 		t.Error(n, err)
 	}
 	stop := errors.New("stop")
-	if _, err := r.PackedObjects(t.Context(), filepath.Join(dir, "objects"), func(string, string, int64, io.Reader) error { return stop }); !errors.Is(err, stop) {
+	if _, err := r.PackedObjects(t.Context(), filepath.Join(dir, "objects"), nil, func(string, string, int64, io.Reader) error { return stop }); !errors.Is(err, stop) {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := r.PackedObjects(ctx, filepath.Join(dir, "objects"), func(string, string, int64, io.Reader) error { return nil }); err == nil {
+	if _, err := r.PackedObjects(ctx, filepath.Join(dir, "objects"), nil, func(string, string, int64, io.Reader) error { return nil }); err == nil {
 		t.Error("no error although the context ended")
 	}
 }

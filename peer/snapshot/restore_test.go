@@ -20,6 +20,9 @@ import (
 	"mirror-shell/internal/git"
 )
 
+// What is tested with small packs has to be tested with split ones, too.
+func init() { splitFrom = 4 }
+
 // gitCommand is git in a directory, with a clean config.
 func gitCommand(dir string, args ...string) *exec.Cmd {
 	cmd := exec.Command("git", append([]string{"-C", dir}, args...)...)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -30,16 +31,24 @@ func (b *build) checkHistory(ctx context.Context) error {
 	if len(b.m.Packs) == 0 { // and so no refs
 		return nil
 	}
-	workers := min(len(b.m.Packs), runtime.NumCPU())
+	parts, err := b.parts()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, p := range parts {
+			p.close()
+		}
+	}()
 	var mu sync.Mutex
 	loose := false
-	err := each(ctx, workers, b.m.Packs, func(ctx context.Context, p Pack) error {
-		open, err := b.readPack(ctx, p)
+	err = each(ctx, runtime.NumCPU(), parts, func(ctx context.Context, p part) error {
+		open, err := b.readPart(ctx, p)
 		mu.Lock()
 		defer mu.Unlock()
 		loose = loose || open
 		if err != nil && ctx.Err() == nil && (errors.Is(err, errObject) || errors.Is(err, git.ErrMissing) || proc.ExitCode(err) > 0) {
-			return fmt.Errorf("%w: %s: %w", ErrIncomplete, p.Pack.Key, err)
+			return fmt.Errorf("%w: %s: %w", ErrIncomplete, p.pack.Pack.Key, err)
 		}
 		return err
 	})
@@ -71,27 +80,29 @@ func (b *build) openIndexes() (*idSet, error) {
 // errObject: an object is not what its id says.
 var errObject = errors.New("object")
 
-// readPack reads all objects of a pack. open says that one of them names an object that is in no pack, or
+// readPart reads the objects of a part. open says that one of them names an object that is in no pack, or
 // has a form that only git can judge.
-func (b *build) readPack(ctx context.Context, p Pack) (open bool, err error) {
+func (b *build) readPart(ctx context.Context, p part) (open bool, err error) {
 	ids, err := b.openIndexes()
 	if err != nil {
 		return false, err
 	}
 	defer ids.close()
-	objects, err := b.alone(p.Name)
+	objects, err := b.alone(p.pack.Name)
 	if err != nil {
 		return false, err
 	}
 	defer os.RemoveAll(objects)
-	count, err := packCount(filepath.Join(b.dir, "objects", "pack", p.Name+".pack"), ids.width)
-	if err != nil {
-		return false, err
-	}
 	r := &objectReader{hash: hashOf(b.m.ObjectFormat)(), ids: ids}
-	n, err := git.Repo{Dir: b.dir}.PackedObjects(ctx, objects, r.read)
-	if err == nil && n != count {
-		err = fmt.Errorf("%w: %d of the pack can be read, of %d", errObject, n, count)
+	var chosen io.Reader // all
+	if p.order != nil {
+		lines := newIDReader([]iter.Seq2[string, error]{p.ids()})
+		defer lines.close()
+		chosen = lines
+	}
+	n, err := git.Repo{Dir: b.dir}.PackedObjects(ctx, objects, chosen, r.read)
+	if err == nil && n != p.count {
+		err = fmt.Errorf("%w: %d of the pack can be read, of %d", errObject, n, p.count)
 	}
 	return r.open, err
 }
@@ -130,6 +141,7 @@ type objectReader struct {
 	hash hash.Hash
 	ids  *idSet
 	buf  bytes.Buffer
+	part [64 << 10]byte // of a blob; what io.Copy makes for each object costs as much as a fifth of the hashing
 	head []byte
 	sum  []byte
 	open bool
@@ -141,12 +153,12 @@ func (r *objectReader) read(oid, kind string, size int64, content io.Reader) err
 	r.hash.Write(append(r.head, 0))
 	switch {
 	case kind == "blob":
-		if _, err := io.Copy(r.hash, content); err != nil {
+		if _, err := io.CopyBuffer(r.hash, content, r.part[:]); err != nil {
 			return err
 		}
 	case size > maxObject:
 		r.open = true
-		if _, err := io.Copy(r.hash, content); err != nil {
+		if _, err := io.CopyBuffer(r.hash, content, r.part[:]); err != nil {
 			return err
 		}
 	default:
