@@ -31,19 +31,19 @@ func (b *build) checkHistory(ctx context.Context) error {
 	if len(b.m.Packs) == 0 { // and so no refs
 		return nil
 	}
-	parts, err := b.parts()
+	ids, err := b.openIndexes()
 	if err != nil {
 		return err
 	}
-	defer func() {
-		for _, p := range parts {
-			p.close()
-		}
-	}()
+	defer ids.close()
+	parts, err := b.parts(ids)
+	if err != nil {
+		return err
+	}
 	var mu sync.Mutex
 	loose := false
 	err = each(ctx, runtime.NumCPU(), parts, func(ctx context.Context, p part) error {
-		open, err := b.readPart(ctx, p)
+		open, err := b.readPart(ctx, p, ids.another())
 		mu.Lock()
 		defer mu.Unlock()
 		loose = loose || open
@@ -62,6 +62,7 @@ func (b *build) checkHistory(ctx context.Context) error {
 	return err
 }
 
+// openIndexes maps the indexes of all packs, in their order.
 func (b *build) openIndexes() (*idSet, error) {
 	ids := newIDSet(hashOf(b.m.ObjectFormat)().Size())
 	for _, p := range b.m.Packs {
@@ -82,12 +83,7 @@ var errObject = errors.New("object")
 
 // readPart reads the objects of a part. open says that one of them names an object that is in no pack, or
 // has a form that only git can judge.
-func (b *build) readPart(ctx context.Context, p part) (open bool, err error) {
-	ids, err := b.openIndexes()
-	if err != nil {
-		return false, err
-	}
-	defer ids.close()
+func (b *build) readPart(ctx context.Context, p part, ids *idSet) (open bool, err error) {
 	objects, err := b.alone(p.pack.Name)
 	if err != nil {
 		return false, err

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,6 +27,10 @@ type mappedIndex struct {
 }
 
 func newIDSet(width int) *idSet { return &idSet{width: width} }
+
+// another returns a set of the same mapped indexes for another goroutine. It must not be closed, nor
+// used after the first was.
+func (s *idSet) another() *idSet { return &idSet{width: s.width, indexes: slices.Clone(s.indexes)} }
 
 // add maps an index. close unmaps them all.
 func (s *idSet) add(index *os.File) error {

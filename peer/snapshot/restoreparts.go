@@ -3,7 +3,6 @@ package snapshot
 import (
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"iter"
 	"path/filepath"
 	"runtime"
@@ -28,60 +27,30 @@ type part struct {
 	count int
 	order []uint64     // places of the objects in the index, sorted by their place in the pack; nil: all objects
 	index *mappedIndex // where the ids are
-	close func()
 }
 
-// parts divides the packs.
-func (b *build) parts() (all []part, err error) {
-	defer func() {
+// parts divides the packs, whose indexes are those of ids, in their order.
+func (b *build) parts(ids *idSet) ([]part, error) {
+	var all []part
+	for i, p := range b.m.Packs {
+		count, err := packCount(filepath.Join(b.dir, "objects", "pack", p.Name+".pack"), ids.width)
 		if err != nil {
-			for _, p := range all {
-				p.close()
-			}
+			return nil, err
 		}
-	}()
-	for _, p := range b.m.Packs {
-		count, err := packCount(filepath.Join(b.dir, "objects", "pack", p.Name+".pack"), hashOf(b.m.ObjectFormat)().Size())
-		if err != nil {
-			return all, err
+		whole := part{pack: p, count: count, index: ids.indexes[i]}
+		var order []uint64
+		if count >= splitFrom && count <= splitTo && runtime.NumCPU() > 1 {
+			order = whole.index.packOrder()
 		}
-		whole := part{pack: p, count: count, close: func() {}}
-		if count < splitFrom || count > splitTo || runtime.NumCPU() == 1 {
+		if order == nil {
 			all = append(all, whole)
 			continue
 		}
-		some, err := b.split(whole)
-		if err != nil {
-			return all, err
+		for chunk := range slices.Chunk(order, (len(order)+runtime.NumCPU()-1)/runtime.NumCPU()) {
+			all = append(all, part{pack: p, count: len(chunk), order: chunk, index: whole.index})
 		}
-		all = append(all, some...)
 	}
 	return all, nil
-}
-
-// split divides one pack.
-func (b *build) split(whole part) ([]part, error) {
-	f, err := b.root.Open("objects/pack/" + whole.pack.Name + ".idx")
-	if err != nil {
-		return nil, err
-	}
-	set := newIDSet(hashOf(b.m.ObjectFormat)().Size())
-	if err := errors.Join(set.add(f), f.Close()); err != nil {
-		set.close()
-		return nil, err
-	}
-	index := set.indexes[0]
-	order := index.packOrder()
-	if order == nil {
-		set.close()
-		return []part{whole}, nil
-	}
-	var parts []part
-	for chunk := range slices.Chunk(order, (len(order)+runtime.NumCPU()-1)/runtime.NumCPU()) {
-		parts = append(parts, part{pack: whole.pack, count: len(chunk), order: chunk, index: index, close: func() {}})
-	}
-	parts[0].close = set.close
-	return parts, nil
 }
 
 // placeBits are for an object's place in the index, below its place in the pack.
