@@ -42,13 +42,18 @@ func newTaken(t *testing.T) *taken {
 
 func (k *taken) git(stdin string, args ...string) string {
 	k.t.Helper()
+	return strings.TrimSuffix(k.gitOutput(stdin, args...), "\n")
+}
+
+func (k *taken) gitOutput(stdin string, args ...string) string {
+	k.t.Helper()
 	cmd := exec.Command("git", append([]string{"-c", "user.name=f", "-c", "user.email=f@example.org"}, args...)...)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.Output()
 	if err != nil {
 		k.t.Fatalf("git %v: %v", args, err)
 	}
-	return strings.TrimSuffix(string(out), "\n")
+	return string(out)
 }
 
 func (k *taken) commit(message string) string {
@@ -70,8 +75,7 @@ func (k *taken) request(head string, commands ...sendpack.Command) []byte {
 		}
 	}
 	if want != "" {
-		text.WriteString(k.git(want, "--git-dir", k.master, "pack-objects", "--revs", "--stdout", "-q") + "\n")
-		text.Truncate(text.Len() - 1)
+		text.WriteString(k.gitOutput(want, "--git-dir", k.master, "pack-objects", "--revs", "--stdout", "-q"))
 	}
 	return text.Bytes()
 }
