@@ -148,7 +148,7 @@ type RestoreCmd struct {
 	From         string   `help:"Backup peer (may be left out when there is one only)." placeholder:"PEER"`
 	At           string   `help:"Restore what was the latest snapshot then: \"2026-11-22 03:55\", \"3 days ago\", or a time with a zone (default: the latest of all)." placeholder:"TIME" xor:"when"`
 	ID           string   `name:"id" help:"Restore the run that was given this ID." placeholder:"ID" xor:"when"`
-	Into         string   `help:"Make the repositories below this directory." placeholder:"DIR" xor:"where" required:""`
+	Into         string   `help:"Make the repositories below this directory (either this or --in-place is needed)." placeholder:"DIR" xor:"where" required:""`
 	InPlace      bool     `help:"Make them below repo_base, in place of what is there, which is moved aside." xor:"where" required:""`
 	All          bool     `help:"Every repository in the vault."`
 	Check        string   `help:"What is checked before a repository is put in its place: checksums, or in full also every object and all history (full, checksums)." enum:"full,checksums" default:"full" placeholder:"HOW"`
