@@ -165,6 +165,21 @@ func TestVerifyHasItMended(t *testing.T) {
 	}
 }
 
+// A snapshot of a repository that lacks something is whole as far as the store goes; it is not called good for that.
+func TestVerifySaysWhatIsKnown(t *testing.T) {
+	v, _ := testVault(t)
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	src := sourceOf(t, r)
+	name := takeNow(t, v, src).Name
+	if err := v.record(t.Context(), src.Repository, Check{Kind: checkBad, Snapshot: name.Sum, Error: "objects are missing", Time: v.now().Add(time.Second)}); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := v.Verify(t.Context(), src.Repository, VerifyOptions{ReadData: true}); err != nil || len(found.Faults) != 1 || found.Faults[0].Key != name.Key() {
+		t.Errorf("%+v, %v", found, err)
+	}
+}
+
 // A first backup whose history nobody has walked through yet is not built on, by no machine.
 func TestTakeUncheckedElsewhere(t *testing.T) {
 	v, m := testVault(t)

@@ -141,12 +141,18 @@ func (ver *verification) run(ctx context.Context, repository string) error {
 // puts everything anew. A drill that went well ends that.
 func (ver *verification) judge(ctx context.Context, name Name) error {
 	good := ver.damaged == "" && ver.o.Drill && ver.found.Drill.Error == ""
+	bad, err := ver.v.bad(ctx, name.Repository)
+	if err != nil {
+		return err
+	}
 	if ver.damaged == "" && !good {
+		if bad[name.Sum] {
+			ver.fault(name.Key(), "is known not to be whole: run git fsck in the repository, mend it, and back it up again", name)
+		}
 		return nil
 	}
-	bad, err := ver.v.bad(ctx, name.Repository)
-	if err != nil || bad[name.Sum] != good {
-		return err
+	if bad[name.Sum] != good {
+		return nil
 	}
 	c := Check{Kind: checkBad, Snapshot: name.Sum, Error: proc.OneLine(ver.damaged, 4000)}
 	if good {
