@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
-	"sync"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
@@ -46,7 +45,7 @@ type s3Store struct {
 	log            *slog.Logger
 	lockMode       string
 	memory         *semaphore.Weighted // for what is being sent, in bytes
-	buffers        sync.Pool           // of *[partSize]byte
+	buffers        partBuffers
 }
 
 // sendMemory is how much content of uploads one store holds in memory, in bytes,

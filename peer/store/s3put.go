@@ -92,8 +92,7 @@ func (u *upload) read(ctx context.Context, n int64) (buf []byte, release func(),
 	return buf, release, nil
 }
 
-// buffer waits for n bytes of the memory for uploads. Large buffers are used again: the garbage
-// of so many would be several times what is in use.
+// buffer waits for n bytes of the memory for uploads. Large buffers are used again.
 func (s *s3Store) buffer(ctx context.Context, n int64) (buf []byte, release func(), err error) {
 	if n <= 1<<20 || n > partSize {
 		err = s.memory.Acquire(ctx, n)
@@ -102,12 +101,9 @@ func (s *s3Store) buffer(ctx context.Context, n int64) (buf []byte, release func
 	if err := s.memory.Acquire(ctx, partSize); err != nil {
 		return nil, nil, err
 	}
-	whole, _ := s.buffers.Get().(*[partSize]byte)
-	if whole == nil {
-		whole = new([partSize]byte)
-	}
+	whole := s.buffers.get()
 	return whole[:n], func() {
-		s.buffers.Put(whole)
+		s.buffers.put(whole)
 		s.memory.Release(partSize)
 	}, nil
 }

@@ -99,7 +99,7 @@ func TestS3Memory(t *testing.T) {
 	uploads.Wait()
 	close(done)
 	watcher.Wait()
-	if used := int64(peak) - int64(before.HeapInuse); used > 40<<20 {
+	if used := int64(peak) - int64(before.HeapInuse); used > 24<<20 {
 		t.Errorf("%d MiB of memory for four uploads of 40 MiB", used>>20)
 	} else {
 		t.Logf("%d MiB", used>>20)
