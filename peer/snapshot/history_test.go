@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -154,8 +155,8 @@ func randomHistory(t *testing.T, rt *rapid.T) {
 	if rapid.Bool().Draw(rt, "sealed") {
 		seal(t, v)
 	}
-	now := time.Now()
-	v.Now = func() time.Time { now = now.Add(time.Second); return now }
+	began, looks := time.Now(), atomic.Int64{} // uploads look at the clock side by side
+	v.Now = func() time.Time { return began.Add(time.Duration(looks.Add(1)) * time.Second) }
 	var moments []moment
 	for range rapid.IntRange(2, 8).Draw(rt, "backups") {
 		result, err := v.Take(t.Context(), Source{Repository: "ip1", Repo: git.Repo{Dir: r.dir}, Memory: filepath.Join(base, "memory")})
