@@ -52,7 +52,7 @@ func (p *MirrorPush) Begin(ctx context.Context, commands []sendpack.Command) (al
 	}
 	defer p.record.unlock()
 	for _, c := range commands {
-		if !isZero(c.Old) && !p.record.ours(c.Ref, c.Old) {
+		if !refset.IsZero(c.Old) && !p.record.ours(c.Ref, c.Old) {
 			olds = append(olds, update{"", c.Old, c.Ref})
 		}
 	}

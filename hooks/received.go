@@ -127,8 +127,6 @@ func (h *Hook) warn(server *mirrorcfg.Server, what string, err error) {
 // update is one ref of a push, as git tells it to the hooks.
 type update struct{ old, new, ref string }
 
-func isZero(oid string) bool { return strings.Trim(oid, "0") == "" }
-
 // entries are the updates as the record wants them. Names that git is going to
 // refuse, after pre-receive, are left out.
 func entries(updates []update) []refset.Entry {

@@ -13,6 +13,7 @@ import (
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/inbox"
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/refset"
 	"mirror-shell/internal/rescue"
 	"mirror-shell/mirrorcfg"
 )
@@ -89,7 +90,7 @@ func checkTargets(ctx context.Context, hostname string, repo git.Repo, updates [
 		if sound(u.ref) {
 			byRef[u.ref] = u
 			names = append(names, u.ref)
-			deletes = deletes || isZero(u.new)
+			deletes = deletes || refset.IsZero(u.new)
 		}
 	}
 	refs, err := repo.RawRefs(ctx, names, false)
@@ -108,7 +109,7 @@ func checkTargets(ctx context.Context, hostname string, repo git.Repo, updates [
 			return fmt.Errorf("push refused: on %s %s is only another name of %s, and git would change or delete that: delete the symbolic ref there (git symbolic-ref --delete)",
 				hostname, u.ref, now.Target)
 		}
-		if isZero(u.new) && now.OID != u.old && !(now.OID == "" && isZero(u.old)) {
+		if refset.IsZero(u.new) && now.OID != u.old && !(now.OID == "" && refset.IsZero(u.old)) {
 			return fmt.Errorf("push refused: %s is at %.10s on %s, and not at %.10s: try again", u.ref, cmp.Or(now.OID, "nothing"), hostname, u.old)
 		}
 	}
@@ -119,7 +120,7 @@ func checkTargets(ctx context.Context, hostname string, repo git.Repo, updates [
 func foreign(updates []update, ours func(ref, oid string) bool) []update {
 	var list []update
 	for _, u := range updates {
-		if !isZero(u.old) && u.old != u.new && sound(u.ref) && !rescue.IsPrivate(u.ref) && !ours(u.ref, u.old) {
+		if !refset.IsZero(u.old) && u.old != u.new && sound(u.ref) && !rescue.IsPrivate(u.ref) && !ours(u.ref, u.old) {
 			list = append(list, u)
 		}
 	}
@@ -133,7 +134,7 @@ func remaining(refs map[string]string, updates []update) []string {
 	changed := make(map[string]bool, len(updates))
 	for _, u := range updates {
 		changed[u.ref] = true
-		if !isZero(u.new) && !rescue.IsPrivate(u.ref) {
+		if !refset.IsZero(u.new) && !rescue.IsPrivate(u.ref) {
 			tips = append(tips, u.new)
 		}
 	}

@@ -179,12 +179,13 @@ func isHex(s string) bool {
 	return true
 }
 
-func isZero(oid string) bool { return strings.Trim(oid, "0") == "" }
+// IsZero says that an object name is all zeros, by which git means that there is no ref.
+func IsZero(oid string) bool { return strings.Trim(oid, "0") == "" }
 
 // apply makes known what a line says.
 func (l *Log) apply(mark byte, e Entry) {
 	switch {
-	case mark == confirmed && isZero(e.OID):
+	case mark == confirmed && IsZero(e.OID):
 		// Absent is forgotten: of thousands of short-lived branches nothing
 		// is to remain, and a ref that is not there holds nothing to lose.
 		delete(l.known, e.Ref)
@@ -205,7 +206,7 @@ func (l *Log) changes(mark byte, e Entry) bool {
 	k, ok := l.known[e.Ref]
 	switch {
 	case !ok:
-		return mark == sending || !isZero(e.OID)
+		return mark == sending || !IsZero(e.OID)
 	case mark == confirmed:
 		return len(k.sending) > 0 || k.confirmed != e.OID
 	}
@@ -231,7 +232,7 @@ func (l *Log) Guess() (refs map[string]string, settled bool) {
 		if n := len(k.sending); n > 0 {
 			value, settled = k.sending[n-1], false
 		}
-		if ref != "HEAD" && value != "" && !isZero(value) {
+		if ref != "HEAD" && value != "" && !IsZero(value) {
 			refs[ref] = value
 		}
 	}
@@ -244,9 +245,9 @@ func (l *Log) Guess() (refs map[string]string, settled bool) {
 func (l *Log) Ours(ref, oid string) bool {
 	k, ok := l.known[ref]
 	if !ok {
-		return isZero(oid)
+		return IsZero(oid)
 	}
-	if k.confirmed == oid || k.confirmed == "" && isZero(oid) {
+	if k.confirmed == oid || k.confirmed == "" && IsZero(oid) {
 		return true
 	}
 	return slices.Contains(k.sending, oid)
