@@ -38,6 +38,9 @@ var (
 	ErrHeld = errors.New("held")
 	// ErrDropped: the job has no reason any more.
 	ErrDropped = errors.New("dropped")
+	// ErrRenamed is ErrDropped of a name that the repository does not have any more; the
+	// peer is equal under its new one.
+	ErrRenamed = fmt.Errorf("%w", ErrDropped)
 )
 
 // Source is the repository to make equal, as it is configured now.

@@ -142,7 +142,7 @@ func (p *Peers) gone(ctx context.Context, job Job, cause error, say io.Writer) (
 		if _, err := p.Sync(ctx, renamed, say); err != nil {
 			return Outcome{}, fmt.Errorf("%s, which was %s: %w", now, job.Repository, err)
 		}
-		return Outcome{}, fmt.Errorf("%w: %s is called %s now, and is equal", ErrDropped, job.Repository, now)
+		return Outcome{}, fmt.Errorf("%w: %s is called %s now, and is equal", ErrRenamed, job.Repository, now)
 	}
 	if e, ok, err := repos.InTrash(p.Server, job.Repository); err == nil && ok {
 		return Outcome{}, fmt.Errorf("%w: %s was deleted here (%s in the trash)", ErrDropped, job.Repository, e.ID)

@@ -34,6 +34,7 @@ type Result struct {
 //	ErrPeerDown  the peer is backed off, the job keeps its place (errors.Is, as for the next two)
 //	ErrHeld      shown as held; looked at again after RetryMax, or when something is pushed
 //	ErrDropped   shown as dropped, with the error as the reason; not tried again until the next change
+//	ErrGone      is ErrDropped of a name that is not in use any more: its row goes as well, unless there is a newer change
 //	other        retried for ever, with the job's own backoff
 //
 // An error after its context was cancelled because the worker stops does not count as an attempt.
@@ -277,7 +278,13 @@ func (q *Queue) settle(ctx context.Context, c *claim, r result) (current bool, e
 			return nil
 		}
 		current = true
-		if err := tx.storeJobs(ctx, j.settledWith(r, q.wait, q.policy.cap, tx.now)); err != nil {
+		after := j.settledWith(r, q.wait, q.policy.cap, tx.now)
+		if r.gone && !after.pending() {
+			err = tx.deleteJob(ctx, c.Key)
+		} else {
+			err = tx.storeJobs(ctx, after)
+		}
+		if err != nil {
 			return err
 		}
 		return tx.settlePeer(ctx, c, r, j.probe, q.wait)

@@ -18,7 +18,7 @@ func testStaleOwner(t *testing.T) {
 	clock.add(30 * time.Second)
 	second := mustClaim(t, q, samKey)
 	before := row(t, q, samKey)
-	for _, err := range []error{nil, errors.New("x"), ErrPeerDown, ErrHeld, ErrDropped} {
+	for _, err := range []error{nil, errors.New("x"), ErrPeerDown, ErrHeld, ErrDropped, ErrGone} {
 		if settle(t, q, first, err) {
 			t.Errorf("the former owner's %v was recorded", err)
 		}
@@ -149,5 +149,31 @@ func BenchmarkRunInALongLine(b *testing.B) {
 		if _, err := q.settle(b.Context(), c, judge(Result{}, nil, false)); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// The row of a name that is not in use any more goes when its last run ends, and not before: a change during
+// that run has a run of its own.
+func TestGone(t *testing.T) { onBoth(t, testGone) }
+
+func testGone(t *testing.T) {
+	q, _ := openFake(t)
+	enqueue(t, q, samKey)
+	c := mustClaim(t, q, samKey)
+	enqueue(t, q, samKey)
+	if !settle(t, q, c, ErrGone) {
+		t.Error("not recorded")
+	}
+	if r := row(t, q, samKey); r.Want <= r.Done {
+		t.Errorf("a change was lost: %+v", r)
+	}
+	c = mustClaim(t, q, samKey)
+	enqueue(t, q, gollumKey)
+	if !settle(t, q, c, fmt.Errorf("%w: x", ErrGone)) {
+		t.Error("not recorded")
+	}
+	rows, err := q.Rows(t.Context(), Filter{})
+	if err != nil || len(rows) != 1 || rows[0].Key != gollumKey {
+		t.Errorf("%+v, %v", rows, err)
 	}
 }

@@ -173,7 +173,7 @@ func testAwait(t *testing.T) {
 func TestAwaitIgnoresEarlierRuns(t *testing.T) { onBoth(t, testAwaitIgnoresEarlierRuns) }
 
 func testAwaitIgnoresEarlierRuns(t *testing.T) {
-	for _, early := range []error{errors.New("x"), ErrHeld, ErrDropped, ErrPeerDown, nil} {
+	for _, early := range []error{errors.New("x"), ErrHeld, ErrDropped, ErrGone, ErrPeerDown, nil} {
 		t.Run(fmt.Sprint(early), func(t *testing.T) {
 			q, clock := openFake(t)
 			enqueue(t, q, samKey, Key{"ip2", "sam"})

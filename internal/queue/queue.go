@@ -102,6 +102,7 @@ var (
 	ErrPeerDown = errors.New("peer cannot be reached")
 	ErrHeld     = errors.New("held until a person looks at it")
 	ErrDropped  = errors.New("no longer wanted")
+	ErrGone     = fmt.Errorf("%w: the name is not in use", ErrDropped)
 )
 
 var (

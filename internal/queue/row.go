@@ -168,6 +168,7 @@ func (j job) claimed(owner string, probe bool, lease time.Duration, now int64) j
 type result struct {
 	state State // ok, failed, held, dropped, down or released
 	err   string
+	gone  bool // the row has no use any more
 	Result
 }
 
@@ -183,7 +184,7 @@ func judge(res Result, err error, stopped bool) result {
 	case stopped: // whatever it reports, it is our doing
 		r.state = stateReleased
 	case errors.Is(err, ErrDropped):
-		r.state = StateDropped
+		r.state, r.gone = StateDropped, errors.Is(err, ErrGone)
 	case errors.Is(err, ErrHeld):
 		r.state = StateHeld
 	case errors.Is(err, ErrPeerDown):

@@ -18,6 +18,7 @@ const (
 	sqlRenew = `UPDATE jobs SET lease = $5, version = version + 1
 		WHERE server = $1 AND repository = $2 AND peer = $3 AND owner = $4`
 	sqlDropJobs = `DELETE FROM jobs WHERE server = $1 AND repository = $2`
+	sqlDropJob  = sqlDropJobs + ` AND peer = $3`
 
 	sqlAddPeer   = `INSERT INTO peers (server, peer) VALUES ($1, $2) ON CONFLICT DO NOTHING`
 	sqlAddPaused = `INSERT INTO peers (server, peer, paused) VALUES ($1, $2, 1) ON CONFLICT DO NOTHING`
@@ -260,6 +261,11 @@ func (tx *tx) lockRepository(ctx context.Context, repository string) (jobs []job
 
 func (tx *tx) deleteJobs(ctx context.Context, repository string) (int, error) {
 	return affected(tx.ExecContext(ctx, sqlDropJobs, tx.q.server, repository))
+}
+
+func (tx *tx) deleteJob(ctx context.Context, k Key) error {
+	_, err := tx.ExecContext(ctx, sqlDropJob, tx.q.server, k.Repository, k.Peer)
+	return err
 }
 
 // renew extends a run's lease and reports whether it was still its owner's.

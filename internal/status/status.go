@@ -66,6 +66,10 @@ func (l Line) Failing() bool {
 	switch l.State {
 	case string(queue.StateFailed), string(queue.StateHeld), string(queue.StateDown), never:
 		return true
+	case string(queue.StateRunning): // a new try: what failed is not well for as long as it takes
+		if l.Error != "" {
+			return true
+		}
 	}
 	return l.Role == unreadable || l.Late
 }
@@ -293,7 +297,8 @@ func fromRow(line Line, row queue.Row) Line {
 	line.LagSeconds = row.Lag.Seconds()
 	line.LastSuccess, line.LastAttempt, line.NextTry = known(row.LastSuccess), known(row.LastAttempt), known(row.NextTry)
 	line.Attempts, line.Error, line.Note, line.Digest = row.Attempt, row.Error, row.Note, row.Digest
-	if row.State == queue.StateDown {
+	down := row.State == queue.StateRunning && !row.PeerDownSince.IsZero()
+	if down || row.State == queue.StateDown {
 		line.Error = row.PeerError
 	}
 	return line

@@ -159,6 +159,10 @@ func TestFailingAndTable(t *testing.T) {
 	if !r.KeepFailing() || len(r.Lines) != 2 {
 		t.Errorf("late: %+v", r.Lines)
 	}
+	r = Report{Lines: []Line{{Peer: "sam", State: "running"}, {Peer: "sam", State: "running", Error: "refused the last time"}}}
+	if !r.KeepFailing() || len(r.Lines) != 1 || r.Lines[0].Error == "" {
+		t.Errorf("a new try: %+v", r.Lines)
+	}
 	if r = (Report{}); r.KeepFailing() {
 		t.Error("an empty report fails")
 	}

@@ -73,13 +73,22 @@ func (c *command) rename(ctx context.Context) error {
 	return errors.Join(c.forgetJobs(ctx, cfg.Name), c.tellPeers(ctx, name, peers))
 }
 
-// forgetJobs removes the jobs of a name that is not in use any more. One that runs
-// will fail, or find the new name by itself.
+// forgetJobs removes the jobs of a name that is not in use any more. While one runs it has each
+// of them run once more instead: then they find that by themselves.
 func (c *command) forgetJobs(ctx context.Context, name string) error {
 	_, err := c.queue.Forget(ctx, name)
-	if errors.Is(err, queue.ErrRunning) {
-		return nil
+	if !errors.Is(err, queue.ErrRunning) {
+		return err
 	}
+	rows, err := c.queue.Rows(ctx, queue.Filter{Repository: name})
+	if err != nil {
+		return err
+	}
+	again := make([]queue.Change, len(rows))
+	for i, row := range rows {
+		again[i] = queue.Change{Key: row.Key, Origin: inbox.OriginExplicit, Time: time.Now()}
+	}
+	_, err = c.queue.Enqueue(ctx, again)
 	return err
 }
 

@@ -162,7 +162,7 @@ func resultOf(err error) string {
 // and failed in part waits for a person, who sees both.
 func inQueueTerms(err error) error {
 	for _, pair := range []struct{ ours, theirs error }{
-		{peer.ErrHeld, queue.ErrHeld}, {peer.ErrDropped, queue.ErrDropped}, {peer.ErrUnreachable, queue.ErrPeerDown},
+		{peer.ErrHeld, queue.ErrHeld}, {peer.ErrRenamed, queue.ErrGone}, {peer.ErrDropped, queue.ErrDropped}, {peer.ErrUnreachable, queue.ErrPeerDown},
 	} {
 		if errors.Is(err, pair.ours) {
 			return &termed{err, pair.theirs}
