@@ -4,13 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/BurntSushi/toml"
+
+	"mirror-shell/internal/lazyregexp"
 )
 
 // PeerConfig describes a peer that is more than an ssh host alias.
@@ -68,7 +69,7 @@ type ByteSize int64
 // byteUnits are powers of 1000, with an i of 1024.
 var byteUnits = map[string]float64{"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
-var byteSize = regexp.MustCompile(`^([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMGTkmgt]?i?[Bb]?)$`)
+var byteSize = lazyregexp.New(`^([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMGTkmgt]?i?[Bb]?)$`)
 
 // UnmarshalTOML reads an integer or a string.
 func (b *ByteSize) UnmarshalTOML(value any) error {
@@ -158,11 +159,11 @@ func (b *Backup) check() error {
 
 var (
 	// recipient is the shape of what age encrypts to; whether it is one is found out when it is used.
-	recipient = regexp.MustCompile(`^(age1[0-9a-z]{10,}|ssh-(ed25519|rsa) [0-9A-Za-z+/=]{40,}( [^\n]*)?)$`)
+	recipient = lazyregexp.New(`^(age1[0-9a-z]{10,}|ssh-(ed25519|rsa) [0-9A-Za-z+/=]{40,}( [^\n]*)?)$`)
 	// schedule is the shape only: the parser would cost every hook a start of its own.
-	schedule   = regexp.MustCompile(`^(@(hourly|daily|weekly|monthly|yearly|(5|10|15|30)minutes)|[0-9*,/?#A-Za-z-]+( +[0-9*,/?#A-Za-z-]+){4})$`)
-	backupS3   = regexp.MustCompile(`^s3://[0-9a-z][0-9a-z.-]*[0-9a-z](/[^\s?#]*)?(\?[^\s#]*)?$`)
-	backupFile = regexp.MustCompile(`^file:///[^?#]+$`)
+	schedule   = lazyregexp.New(`^(@(hourly|daily|weekly|monthly|yearly|(5|10|15|30)minutes)|[0-9*,/?#A-Za-z-]+( +[0-9*,/?#A-Za-z-]+){4})$`)
+	backupS3   = lazyregexp.New(`^s3://[0-9a-z][0-9a-z.-]*[0-9a-z](/[^\s?#]*)?(\?[^\s#]*)?$`)
+	backupFile = lazyregexp.New(`^file:///[^?#]+$`)
 )
 
 // hideSecret keeps a private key that was written in the wrong place out of messages.

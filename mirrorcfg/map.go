@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"mirror-shell/internal/lazyregexp"
 )
 
 // A mirror map says for many repositories at once what their git config shall be,
@@ -261,13 +262,13 @@ func (l *mapLoader) includes(file string, f *mapFile, scope *mapScope, limits []
 
 // hostnameWord is the word that is replaced: \b is between [0-9A-Za-z_] and
 // anything else.
-var hostnameWord = regexp.MustCompile(`\bHOSTNAME\b`)
+var hostnameWord = lazyregexp.New(`\bHOSTNAME\b`)
 
 // expand returns the files that an include or subconf names, relative to the
 // map's directory.
 func (l *mapLoader) expand(file, key, pattern string) ([]string, error) {
 	bad := func(what string) error { return fmt.Errorf("%s: %s: %.200q: %s", file, key, pattern, what) }
-	named := hostnameWord.ReplaceAllLiteralString(pattern, l.hostname)
+	named := hostnameWord.Get().ReplaceAllLiteralString(pattern, l.hostname)
 	full := path.Join(path.Dir(file), named)
 	if !strings.HasSuffix(named, ".toml") || strings.ContainsAny(named, "\\\x00") {
 		return nil, bad("write the name of a .toml file, relative to this one")

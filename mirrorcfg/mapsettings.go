@@ -3,9 +3,10 @@ package mirrorcfg
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"unicode"
+
+	"mirror-shell/internal/lazyregexp"
 )
 
 // Setting is the value that a map has for one key.
@@ -30,11 +31,11 @@ func spell(key string) string {
 }
 
 // variable is what git takes as a variable's name.
-var variable = regexp.MustCompile(`^[A-Za-z][0-9A-Za-z-]*$`)
+var variable = lazyregexp.New(`^[A-Za-z][0-9A-Za-z-]*$`)
 
 // configKey is a whole key of git's. Values of others' keys may be secrets or
 // programs to run; which of them may travel is decided where they do.
-var configKey = regexp.MustCompile(`^[A-Za-z][0-9A-Za-z-]*(\.[^\s"\\[:cntrl:]]+)?\.[A-Za-z][0-9A-Za-z-]*$`)
+var configKey = lazyregexp.New(`^[A-Za-z][0-9A-Za-z-]*(\.[^\s"\\[:cntrl:]]+)?\.[A-Za-z][0-9A-Za-z-]*$`)
 
 // settings checks one [[repo]] and puts it into git's words.
 func (t *mapTable) settings(file string) (Settings, error) {

@@ -2,11 +2,11 @@ package mirrorcfg
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/lazyregexp"
 )
 
 // Config keys that travel with a repository. Both sides have their say: the
@@ -38,10 +38,10 @@ var gitSections = strings.Fields(`add advice alias am apply attr author blame br
 
 // canonicalKey is SECTION[.SUBSECTION].VARIABLE in git's canonical form. A
 // subsection of printable characters is enough for everybody.
-var canonicalKey = regexp.MustCompile(`^([a-z0-9][a-z0-9-]*)(\.[^\x00-\x20\x7f"\\]+)?\.([a-z][a-z0-9-]*)$`)
+var canonicalKey = lazyregexp.New(`^([a-z0-9][a-z0-9-]*)(\.[^\x00-\x20\x7f"\\]+)?\.([a-z][a-z0-9-]*)$`)
 
 // keyPattern is a config key, or a section with ".*".
-var keyPattern = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9-]*)(\.[^\x00-\x20\x7f"\\*?\[\]]+)?\.([A-Za-z][A-Za-z0-9-]*|\*)$`)
+var keyPattern = lazyregexp.New(`^([A-Za-z0-9][A-Za-z0-9-]*)(\.[^\x00-\x20\x7f"\\*?\[\]]+)?\.([A-Za-z][A-Za-z0-9-]*|\*)$`)
 
 // CheckKeyPattern checks a pattern of [accept] config.
 func CheckKeyPattern(pattern string) error {

@@ -4,13 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"regexp"
 	"strings"
-)
-
-var (
-	repoName = regexp.MustCompile(`^@?[0-9A-Za-z][0-9A-Za-z._@/+-]*$`)
-	hostName = regexp.MustCompile(`^@?[0-9A-Za-z][0-9A-Za-z._@+-]*$`)
 )
 
 // ErrName is wrapped by the errors of the name checks.
@@ -18,6 +12,23 @@ var ErrName = errors.New("bad name")
 
 // maxName keeps names far below what the file system and an ssh command take.
 const maxName = 512
+
+// isName reports whether a name is letters, digits and . _ @ + - and what else is
+// given, with a letter or digit first, or second after an @. Each hook asks several times, and
+// a regular expression would cost it more to compile than all else that it does with names.
+func isName(name, also string) bool {
+	name = strings.TrimPrefix(name, "@")
+	for i := range len(name) {
+		c := name[i]
+		switch {
+		case '0' <= c && c <= '9', 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z':
+		case i > 0 && (strings.IndexByte("._@+-", c) >= 0 || strings.IndexByte(also, c) >= 0):
+		default:
+			return false
+		}
+	}
+	return name != ""
+}
 
 // CleanRepo checks the name of a repository as somebody typed or sent it and
 // returns the form used everywhere else: without the one trailing ".git" that
@@ -27,7 +38,7 @@ func CleanRepo(name string) (string, error) {
 	switch {
 	case len(clean) > maxName:
 		return "", fmt.Errorf("%w: repository name is %d bytes long, at most %d are allowed", ErrName, len(clean), maxName)
-	case !repoName.MatchString(clean):
+	case !isName(clean, "/"):
 		return "", fmt.Errorf("%w: repository %.80q: use letters, digits and . _ @ + - /, with a letter or digit first", ErrName, name)
 	case path.Clean(clean) != clean:
 		return "", fmt.Errorf("%w: repository %.80q: write the path without //, . or .. elements and without a trailing /", ErrName, name)
@@ -50,7 +61,7 @@ func CheckHost(name string) error { return checkShort("host name", name) }
 func CheckUser(name string) error { return checkShort("user name", name) }
 
 func checkShort(what, name string) error {
-	if len(name) > 128 || !hostName.MatchString(name) {
+	if len(name) > 128 || !isName(name, "") {
 		return fmt.Errorf("%w: %s %.80q: use letters, digits and . _ @ + -, with a letter or digit first", ErrName, what, name)
 	}
 	return nil

@@ -2,6 +2,7 @@ package mirrorcfg
 
 import (
 	"path"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -55,6 +56,23 @@ func FuzzCleanRepo(f *testing.F) {
 		}
 		if path.Clean("/b/"+clean) != "/b/"+clean || strings.ContainsAny(clean, " '\"\\$`;&|<>\n\x00~*?") || clean[0] == '-' {
 			t.Fatalf("CleanRepo(%q) = %q", name, clean)
+		}
+	})
+}
+
+// The two loops say what these expressions say.
+func FuzzIsName(f *testing.F) {
+	repo := regexp.MustCompile(`^@?[0-9A-Za-z][0-9A-Za-z._@/+-]*$`)
+	host := regexp.MustCompile(`^@?[0-9A-Za-z][0-9A-Za-z._@+-]*$`)
+	for _, s := range []string{"", "@", "@@a", "ip1", "a@b/c+d-e_f.g", "@/x", "-x", "a\n", "\xff", "ü", "a:b", "[", "`", "{"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		if got, want := isName(name, "/"), repo.MatchString(name); got != want {
+			t.Errorf("repository %q: %t, want %t", name, got, want)
+		}
+		if got, want := isName(name, ""), host.MatchString(name); got != want {
+			t.Errorf("host %q: %t, want %t", name, got, want)
 		}
 	})
 }

@@ -7,11 +7,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
 	"github.com/BurntSushi/toml"
+
+	"mirror-shell/internal/lazyregexp"
 )
 
 // Server is this server's configuration. Every path is absolute.
@@ -339,11 +340,11 @@ func (s *Server) checkWorker() error {
 }
 
 // postgresURL is enough of the form to find a mistake before it is queued.
-var postgresURL = regexp.MustCompile(`^postgres(ql)?://[^/\s]+/[^\s]*$|^postgres(ql)?:///[^\s]+$`)
+var postgresURL = lazyregexp.New(`^postgres(ql)?://[^/\s]+/[^\s]*$|^postgres(ql)?:///[^\s]+$`)
 
 // listenAddress is ADDRESS:PORT; package net, which could tell better, would
 // cost every hook a start of its own.
-var listenAddress = regexp.MustCompile(`^([^:\s]*|\[[0-9A-Fa-f:.%a-z]+\]):[0-9]{1,5}$`)
+var listenAddress = lazyregexp.New(`^([^:\s]*|\[[0-9A-Fa-f:.%a-z]+\]):[0-9]{1,5}$`)
 
 func (s *Server) checkURLs() error {
 	for key, addr := range map[string]string{"ssh.listen": s.SSH.Listen, "http.listen": s.HTTP.Listen} {
@@ -363,7 +364,7 @@ func (s *Server) checkURLs() error {
 
 // webhookURL is where a webhook may be: without encryption on this machine only.
 // A password belongs into the token's file, and never into a process list or a log.
-var webhookURL = regexp.MustCompile(`^(https://[^/\s@?#]+|http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?)([/?][^\s#]*)?$`)
+var webhookURL = lazyregexp.New(`^(https://[^/\s@?#]+|http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?)([/?][^\s#]*)?$`)
 
 func (s *Server) checkNotify() error {
 	n := &s.Notify

@@ -10,10 +10,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
+
+	"mirror-shell/internal/lazyregexp"
 )
 
 // maxKeyFile is far above the largest key sshd takes (16384 bits of RSA are 3 KiB).
@@ -24,10 +25,10 @@ const minKeyRSA = 2048
 
 var (
 	// keyName is the grammar of peers, users and the place in alice@laptop.
-	keyName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._+-]*$`)
+	keyName = lazyregexp.New(`^[0-9A-Za-z][0-9A-Za-z._+-]*$`)
 
 	// keyArmor opens RFC 4716 and PEM files.
-	keyArmor = regexp.MustCompile(`(?m)^-{4,5} ?BEGIN `)
+	keyArmor = lazyregexp.New(`(?m)^-{4,5} ?BEGIN `)
 )
 
 // keyFileName gives the peer or user that a key file's base name stands for:
@@ -105,7 +106,7 @@ func keyFileIsPrivate(data []byte) bool {
 // parseKeyFile reads the contents of a public key file.
 func parseKeyFile(data []byte) (ssh.PublicKey, error) {
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
-	if keyArmor.Match(data) {
+	if keyArmor.Get().Match(data) {
 		return nil, errors.New("this is a public key in another format; convert it with ssh-keygen -i")
 	}
 	if bytes.IndexByte(data, 0) >= 0 {

@@ -31,7 +31,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -39,6 +38,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/crypto/ssh"
+
+	"mirror-shell/internal/lazyregexp"
 )
 
 // keyMarkPrefix opens the comment of every line of ours.
@@ -353,7 +354,7 @@ func renderKeyLine(old keyLine, e KeyEntry, command []string, key ssh.PublicKey)
 
 // keyBareWord is what every login shell passes on unchanged. '=' is missing
 // since a first word with it would be an assignment.
-var keyBareWord = regexp.MustCompile(`^[0-9A-Za-z_./@%+,:-]+$`)
+var keyBareWord = lazyregexp.New(`^[0-9A-Za-z_./@%+,:-]+$`)
 
 // joinKeyCommand writes words as one command line for the login shell, which is
 // how sshd runs a forced command. Words that are not plain are single-quoted.

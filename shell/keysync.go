@@ -10,11 +10,12 @@ import (
 	"fmt"
 	"maps"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
+
+	"mirror-shell/internal/lazyregexp"
 )
 
 // The bounds of a directory of key files.
@@ -143,7 +144,7 @@ func (p *userKeyPlan) note(format string, args ...any) {
 
 // keyDirName is what a directory of key files may be called. A path stands in a
 // comment, as one word.
-var keyDirName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._@+-]*$`)
+var keyDirName = lazyregexp.New(`^[0-9A-Za-z][0-9A-Za-z._@+-]*$`)
 
 func checkKeyPath(name string) error {
 	if len(name) > maxKeyPath {

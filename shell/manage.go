@@ -10,10 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"time"
 
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/internal/meta"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/repos"
@@ -235,7 +235,7 @@ type deletion struct {
 // maxDeletion bounds it, in bytes.
 const maxDeletion = 1 << 10
 
-var deletionID = regexp.MustCompile(`^[0-9A-Za-z-]{0,64}$`)
+var deletionID = lazyregexp.New(`^[0-9A-Za-z-]{0,64}$`)
 
 func parseDeletion(r io.Reader) (d deletion, err error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxDeletion+1))

@@ -8,12 +8,12 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"time"
 
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/gitolite"
+	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/repos"
 	"mirror-shell/internal/sendpack"
@@ -218,7 +218,7 @@ func (s *Session) redirect(host string, r Request) []string {
 }
 
 // gitProtocol is what a client's GIT_PROTOCOL may look like.
-var gitProtocol = regexp.MustCompile(`^[a-z0-9=:.-]{1,64}$`)
+var gitProtocol = lazyregexp.New(`^[a-z0-9=:.-]{1,64}$`)
 
 // runGit hands the session to git, or to the program that [users] exec names.
 func (s *Session) runGit(ctx context.Context, who string, d Decision, req Request, cfg *mirrorcfg.Repo, repo git.Repo, env []string) int {

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 
+	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/internal/meta"
 	"mirror-shell/mirrorcfg"
 )
@@ -24,7 +24,7 @@ import (
 const maxPerms = 64 << 10
 
 // A line of gl-perms is a role and those who have it, people and groups.
-var permsLine = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]*([ \t]+@?[0-9A-Za-z][0-9A-Za-z._@+-]*)*$`)
+var permsLine = lazyregexp.New(`^[0-9A-Za-z][0-9A-Za-z_-]*([ \t]+@?[0-9A-Za-z][0-9A-Za-z._@+-]*)*$`)
 
 // parsePerms reads a gl-perms to the end of input. Comments and blank lines are dropped.
 func parsePerms(r io.Reader) (string, error) {

@@ -17,7 +17,7 @@ var allowed = map[string]string{
 	"cmd/post-receive": "hooks",
 
 	"internal/worker":  "hooks internal/cli internal/durable internal/git internal/inbox internal/metrics internal/notify internal/proc internal/queue internal/refcache internal/refset internal/repos internal/rescue internal/status mirrorcfg peer peer/snapshot shell",
-	"internal/cli":     "hooks internal/durable internal/git internal/gitolite internal/inbox internal/proc internal/repos internal/rescue internal/sendpack mirrorcfg shell",
+	"internal/cli":     "hooks internal/durable internal/git internal/gitolite internal/inbox internal/lazyregexp internal/proc internal/repos internal/rescue internal/sendpack mirrorcfg shell",
 	"internal/status":  "internal/git internal/proc internal/queue internal/repos internal/rescue mirrorcfg",
 	"internal/metrics": "internal/queue",
 	"internal/notify":  "internal/durable internal/inbox internal/proc internal/queue mirrorcfg",
@@ -27,7 +27,7 @@ var allowed = map[string]string{
 	"internal/packaging": "",
 
 	"hooks":         "internal/git internal/inbox internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
-	"shell":         "internal/digest internal/durable internal/git internal/gitolite internal/meta internal/proc internal/refset internal/repos internal/rescue internal/sendpack mirrorcfg",
+	"shell":         "internal/digest internal/durable internal/git internal/gitolite internal/lazyregexp internal/meta internal/proc internal/refset internal/repos internal/rescue internal/sendpack mirrorcfg",
 	"peer":          "internal/digest internal/durable internal/git internal/meta internal/proc internal/refset internal/repos internal/rescue internal/sendpack mirrorcfg peer/snapshot peer/store",
 	"peer/snapshot": "internal/digest internal/durable internal/git internal/proc internal/sendpack mirrorcfg peer/store",
 	"peer/peertest": "internal/digest internal/git internal/proc mirrorcfg peer",
@@ -35,23 +35,25 @@ var allowed = map[string]string{
 	"peer/store":           "internal/durable",
 	"peer/store/storetest": "peer/store",
 
-	"mirrorcfg":         "internal/git",
+	"mirrorcfg":         "internal/git internal/lazyregexp",
 	"internal/queue":    "internal/durable internal/inbox",
-	"internal/git":      "internal/proc",
-	"internal/gitolite": "internal/git internal/proc internal/refset mirrorcfg",
+	"internal/git":      "internal/lazyregexp internal/proc",
+	"internal/gitolite": "internal/git internal/lazyregexp internal/proc internal/refset mirrorcfg",
 	"internal/inbox":    "internal/durable",
 	"internal/digest":   "",
 	"internal/durable":  "",
 	"internal/refcache": "internal/digest internal/git internal/meta mirrorcfg",
-	"internal/meta":     "internal/durable internal/git internal/refset mirrorcfg",
-	"internal/repos":    "internal/durable internal/git internal/meta mirrorcfg",
+	"internal/meta":     "internal/durable internal/git internal/lazyregexp internal/refset mirrorcfg",
+	"internal/repos":    "internal/durable internal/git internal/lazyregexp internal/meta mirrorcfg",
 	"internal/refset":   "internal/durable",
-	"internal/rescue":   "internal/git internal/sendpack mirrorcfg",
+	"internal/rescue":   "internal/git internal/lazyregexp internal/sendpack mirrorcfg",
 	"internal/sendpack": "",
 	"internal/proc":     "",
 	"internal/testenv":  "peer/store/storetest",
 	"internal/bench":    "",
 	"internal/faults":   "internal/testenv",
+
+	"internal/lazyregexp": "",
 }
 
 func goList(t *testing.T, args ...string) []string {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -18,6 +17,7 @@ import (
 	"mirror-shell/hooks"
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/inbox"
+	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/rescue"
 	"mirror-shell/mirrorcfg"
@@ -312,7 +312,7 @@ func (l *limited) Write(data []byte) (int, error) {
 }
 
 // plainWord needs no quotes in a shell.
-var plainWord = regexp.MustCompile(`^[0-9A-Za-z@%+=:,./_-]+$`)
+var plainWord = lazyregexp.New(`^[0-9A-Za-z@%+=:,./_-]+$`)
 
 // quoted writes a command for people to paste into a shell. The name of a ref may
 // contain nearly everything that a shell acts upon.

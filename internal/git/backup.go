@@ -8,10 +8,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
+	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/internal/proc"
 )
 
@@ -63,8 +63,8 @@ func (r Repo) DetachedHead(ctx context.Context) (string, error) {
 }
 
 var (
-	oidPattern = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
-	oidInText  = regexp.MustCompile(`\b([0-9a-f]{64}|[0-9a-f]{40})\b`)
+	oidPattern = lazyregexp.New(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
+	oidInText  = lazyregexp.New(`\b([0-9a-f]{64}|[0-9a-f]{40})\b`)
 )
 
 // ObjectFormat returns "sha1" or "sha256". No process is started where the repository's config
@@ -257,7 +257,7 @@ func objectsIn(err error) []string {
 	if !errors.As(err, &failed) {
 		return nil
 	}
-	ids := oidInText.FindAllString(failed.Stderr, -1)
+	ids := oidInText.Get().FindAllString(failed.Stderr, -1)
 	slices.Sort(ids)
 	ids = slices.Compact(ids)
 	return ids[:min(len(ids), maxNamed)]

@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 
+	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/internal/proc"
 	"mirror-shell/mirrorcfg"
 )
@@ -125,10 +125,10 @@ func (o Options) Keys() (map[string]string, error) {
 
 // rcHostname is how both versions write the server's name: $GL_HOSTNAME = "frodo"; in
 // version 2, HOSTNAME => "frodo", in version 3.
-var rcHostname = regexp.MustCompile(`^\s*(?:our\s+)?(?:\$GL_HOSTNAME\s*=|HOSTNAME\s*=>)\s*(?:"([^"]*)"|'([^']*)')`)
+var rcHostname = lazyregexp.New(`^\s*(?:our\s+)?(?:\$GL_HOSTNAME\s*=|HOSTNAME\s*=>)\s*(?:"([^"]*)"|'([^']*)')`)
 
 // version2 is what only a configuration of gitolite 2 has.
-var version2 = regexp.MustCompile(`(?m)^\s*(?:our\s+)?\$GL_[A-Z_]+\s*=`)
+var version2 = lazyregexp.New(`(?m)^\s*(?:our\s+)?\$GL_[A-Z_]+\s*=`)
 
 // ReadRC reads ~/.gitolite.rc as text: the name of the server ("" when it has none), and
 // whether it is gitolite 2's. It is a program in Perl, of which this sees no more than

@@ -43,13 +43,13 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -127,8 +127,8 @@ func checkValue(value string) error {
 // branch is a name that git's check-ref-format accepts below refs/heads/, by our
 // own reading: git itself looks no further than at the "refs/" before 2.38.
 var (
-	branch    = regexp.MustCompile(`^refs/heads(/[^\x00-\x20\x7f~^:?*\[\\/]+)+$`)
-	notBranch = regexp.MustCompile(`\.\.|@\{|/\.|\.$|\.lock(/|$)`)
+	branch    = lazyregexp.New(`^refs/heads(/[^\x00-\x20\x7f~^:?*\[\\/]+)+$`)
+	notBranch = lazyregexp.New(`\.\.|@\{|/\.|\.$|\.lock(/|$)`)
 )
 
 // Check reports what is wrong with an object.

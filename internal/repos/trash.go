@@ -11,12 +11,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"time"
 
 	"mirror-shell/internal/durable"
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -30,7 +30,7 @@ type Entry struct {
 }
 
 // entryID is a date and eight random digits.
-var entryID = regexp.MustCompile(`^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}$`)
+var entryID = lazyregexp.New(`^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}$`)
 
 const stamp = "20060102T150405Z"
 

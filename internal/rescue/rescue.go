@@ -27,12 +27,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
 )
@@ -79,7 +79,7 @@ func (n Name) Short() string {
 // Full is the name as a ref.
 func (n Name) Full() string { return Prefix + "/" + n.Short() }
 
-var stamp = regexp.MustCompile(`^([0-9]{8}T[0-9]{6}Z)-([0-9a-f]{8})$`)
+var stamp = lazyregexp.New(`^([0-9]{8}T[0-9]{6}Z)-([0-9a-f]{8})$`)
 
 // ParseName reads a name in its full or its short form. ok is false for anything
 // that Full could not have made.
