@@ -54,14 +54,3 @@ func PushedTo(server *mirrorcfg.Server, cfg *mirrorcfg.Repo) []string {
 	}
 	return append(slaves, synchronous...)
 }
-
-// unmirrored is post-receive in a repository that is not mirrored, which is none
-// of our business unless it has this server's mirror map. A server without a
-// configuration has none.
-func (h *Hook) unmirrored(ctx context.Context, cfg *mirrorcfg.Repo) int {
-	server, err := h.server(cfg)
-	if err != nil {
-		return 0
-	}
-	return h.applyMap(ctx, server, cfg)
-}

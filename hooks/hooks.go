@@ -101,14 +101,13 @@ func Main(run func(*Hook, context.Context) int) {
 // mirrored is left alone, even when the server is not configured; a mirrored
 // one is closed until it can be told who its master is.
 func (h *Hook) PreReceive(ctx context.Context) int {
-	cfg, err := mirrorcfg.LoadRepo(ctx, filepath.Base(h.Dir), git.Repo{Dir: h.Dir})
-	if err != nil {
+	cfg, server, err := h.load(ctx)
+	if cfg == nil {
 		return h.fatal(nil, fmt.Errorf("push refused: %w", err))
 	}
 	if cfg.Master == "" {
 		return h.next("pre-receive")
 	}
-	server, err := h.server(cfg)
 	if err != nil {
 		return h.fatal(nil, fmt.Errorf("push refused: %s has a master, but whether this server is it cannot be told: %w", cfg.Name, err))
 	}
@@ -137,32 +136,45 @@ func decidePush(hostname string, cfg *mirrorcfg.Repo, peer string) error {
 	return nil
 }
 
-// server loads the server's configuration and gives cfg its full name.
-func (h *Hook) server(cfg *mirrorcfg.Repo) (*mirrorcfg.Server, error) {
+// load loads both configurations, the server's while git reads the repository's, and
+// gives the repository its full name. Cfg is nil when the repository's cannot be had; with
+// another error, which does not matter to one that is not mirrored, the server is nil.
+func (h *Hook) load(ctx context.Context) (cfg *mirrorcfg.Repo, server *mirrorcfg.Server, err error) {
+	answer := mirrorcfg.AskRepo(ctx, filepath.Base(h.Dir), git.Repo{Dir: h.Dir})
+	server, name, unknown := h.server()
+	if cfg, err = answer(); err != nil {
+		return nil, nil, err
+	}
+	if unknown != nil {
+		return cfg, nil, unknown
+	}
+	cfg.Name = name
+	return cfg, server, nil
+}
+
+// server loads the server's configuration and returns the repository's full name.
+func (h *Hook) server() (*mirrorcfg.Server, string, error) {
 	server, err := mirrorcfg.Load("")
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	name, err := server.NameOf(h.Dir)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	cfg.Name = name
-	return server, nil
+	return server, name, nil
 }
 
 // PostReceive queues the push for the repository's peers. The push itself has
 // been stored by now: whatever fails here is told to the user and to the log.
 func (h *Hook) PostReceive(ctx context.Context) int {
 	status := 0
-	cfg, err := mirrorcfg.LoadRepo(ctx, filepath.Base(h.Dir), git.Repo{Dir: h.Dir})
-	if err == nil && cfg.Master == "" {
-		status = h.unmirrored(ctx, cfg)
+	cfg, server, err := h.load(ctx)
+	if cfg != nil && cfg.Master == "" {
+		if server != nil { // one without a configuration has no mirror map
+			status = h.applyMap(ctx, server, cfg)
+		}
 		return max(h.next("post-receive"), status)
-	}
-	var server *mirrorcfg.Server
-	if err == nil {
-		server, err = h.server(cfg)
 	}
 	if err != nil {
 		status = h.notQueued(nil, strings.TrimSuffix(filepath.Base(h.Dir), ".git"), err)

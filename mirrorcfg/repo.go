@@ -60,15 +60,28 @@ type Repo struct {
 
 // LoadRepo asks git for the repository's effective configuration: one process.
 func LoadRepo(ctx context.Context, name string, repo git.Repo) (*Repo, error) {
-	entries, err := repo.Config(ctx, `.`) // all: which keys travel, one of them says
-	if err != nil {
-		return nil, fmt.Errorf("configuration of %s: %w", name, err)
+	return AskRepo(ctx, name, repo)()
+}
+
+// AskRepo is LoadRepo for a caller that has something else to do while git reads; the
+// function it returns waits for git, and must be called.
+func AskRepo(ctx context.Context, name string, repo git.Repo) (answer func() (*Repo, error)) {
+	entries := repo.AskConfig(ctx, `.`) // all: which keys travel, one of them says
+	return func() (*Repo, error) {
+		cfg, err := parseAnswer(name, entries)
+		if err != nil {
+			return nil, fmt.Errorf("configuration of %s: %w", name, err)
+		}
+		return cfg, nil
 	}
-	cfg, err := ParseRepo(name, entries)
+}
+
+func parseAnswer(name string, answer func() ([]git.ConfigEntry, error)) (*Repo, error) {
+	entries, err := answer()
 	if err != nil {
-		return nil, fmt.Errorf("configuration of %s: %w", name, err)
+		return nil, err
 	}
-	return cfg, nil
+	return ParseRepo(name, entries)
 }
 
 // ParseRepo makes a Repo of git config entries, of which keys of others are

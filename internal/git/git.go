@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -42,15 +43,19 @@ func (r Repo) run(ctx context.Context, stdin io.Reader, stdout io.Writer, args .
 
 // runWith is run with more variables in git's environment.
 func (r Repo) runWith(ctx context.Context, env []string, stdin io.Reader, stdout io.Writer, args ...string) (stderr string, err error) {
-	argv := append([]string{"git", "--git-dir=" + r.Dir}, args...)
-	env = append(proc.Env("LC_ALL=C", "GIT_OPTIONAL_LOCKS=0", "GIT_NO_REPLACE_OBJECTS=1", "GIT_NO_LAZY_FETCH=1"), env...)
-	cmd := proc.Command(ctx, env, argv...)
+	cmd := r.command(ctx, env, args)
 	cmd.Stdin, cmd.Stdout = stdin, stdout // none: the null device
 	stderr, err = proc.Run(cmd)
 	if err != nil {
 		return stderr, fmt.Errorf("git %s: %w", subcommand(args), err)
 	}
 	return stderr, nil
+}
+
+func (r Repo) command(ctx context.Context, env, args []string) *exec.Cmd {
+	argv := append([]string{"git", "--git-dir=" + r.Dir}, args...)
+	env = append(proc.Env("LC_ALL=C", "GIT_OPTIONAL_LOCKS=0", "GIT_NO_REPLACE_OBJECTS=1", "GIT_NO_LAZY_FETCH=1"), env...)
+	return proc.Command(ctx, env, argv...)
 }
 
 // subcommand returns the first argument that is neither -c nor what follows it.
@@ -75,15 +80,23 @@ type ConfigEntry struct {
 // several values of a key the last wins. System, global, included and
 // conditionally included files count.
 func (r Repo) Config(ctx context.Context, pattern string) ([]ConfigEntry, error) {
-	var out bytes.Buffer
-	_, err := r.run(ctx, nil, &out, "config", "-z", "--get-regexp", pattern)
-	if proc.ExitCode(err) == 1 {
-		return nil, nil // git's way to say that nothing matched
+	return r.AskConfig(ctx, pattern)()
+}
+
+// AskConfig is Config for a caller that has something else to do while git reads; the
+// function it returns waits for git, and must be called.
+func (r Repo) AskConfig(ctx context.Context, pattern string) (answer func() ([]ConfigEntry, error)) {
+	asked := proc.Capture(r.command(ctx, nil, []string{"config", "-z", "--get-regexp", pattern}))
+	return func() ([]ConfigEntry, error) {
+		out, _, err := asked.Wait()
+		if proc.ExitCode(err) == 1 {
+			return nil, nil // git's way to say that nothing matched
+		}
+		if err != nil {
+			return nil, fmt.Errorf("git config: %w", err)
+		}
+		return parseConfig(out), nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	return parseConfig(out.Bytes()), nil
 }
 
 // ConfigOrigins returns every value of the effective configuration as Config
