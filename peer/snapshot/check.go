@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"iter"
 	"time"
+
+	"mirror-shell/peer/store"
 )
 
 // Kinds of a Check; see the package comment.
@@ -40,6 +42,26 @@ const maxCheck = 1 << 20
 
 // record stores a check. Format, server, program and (when it is zero) the time are filled in.
 func (v *Vault) record(ctx context.Context, repository string, c Check) error {
+	return v.recordBy(ctx, v.Store.Put, repository, c)
+}
+
+// recordHint is record for what can be found out again: a power cut may take it away.
+func (v *Vault) recordHint(ctx context.Context, repository string, c Check) error {
+	return v.recordBy(ctx, v.putDeferred(), repository, c)
+}
+
+// putting publishes a blob.
+type putting func(ctx context.Context, key string, b store.Blob) error
+
+// putDeferred is the store's Put, or the one that has to be settled where it has such.
+func (v *Vault) putDeferred() putting {
+	if place, ok := v.Store.(store.Deferrer); ok {
+		return place.PutDeferred
+	}
+	return v.Store.Put
+}
+
+func (v *Vault) recordBy(ctx context.Context, put putting, repository string, c Check) error {
 	c.Format, c.Server, c.Program = Format, v.Server, v.Program
 	if c.Time.IsZero() {
 		c.Time = v.now()
@@ -54,7 +76,7 @@ func (v *Vault) record(ctx context.Context, repository string, c Check) error {
 		if _, err := parseCheckName(name.key()); err != nil {
 			return fmt.Errorf("record a check: %w", err) // nothing is written that could not be read
 		}
-		err = v.Store.Put(ctx, name.key(), v.blob(data))
+		err = put(ctx, name.key(), v.blob(data))
 		if errors.Is(err, fs.ErrExist) && attempt < 10 { // another one in this millisecond
 			c.Time = c.Time.Add(time.Millisecond)
 			continue

@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"strings"
+	"sync"
 
 	"filippo.io/age"
 	"github.com/klauspost/compress/zstd"
@@ -36,14 +37,44 @@ func (v *Vault) encode(w io.Writer, encoding string) (io.WriteCloser, error) {
 		out.top, out.closers = sealed, append(out.closers, sealed)
 	}
 	if strings.HasPrefix(encoding, encodingZstd) {
-		// One goroutine: what is compressed here is small.
-		packed, err := zstd.NewWriter(out.top, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+		packed, err := newCompressor(out.top)
 		if err != nil {
 			return nil, err
 		}
 		out.top, out.closers = packed, append(out.closers, packed)
 	}
 	return out, nil
+}
+
+// compressors are encoders that can be used again. Each has megabytes of tables: to make one for every
+// file of a few hundred bytes took longer than all else that a small repository needs in this process.
+var compressors sync.Pool
+
+// compressor is an encoder on loan.
+type compressor struct{ *zstd.Encoder }
+
+func newCompressor(w io.Writer) (*compressor, error) {
+	if old, ok := compressors.Get().(*zstd.Encoder); ok {
+		old.Reset(w)
+		return &compressor{old}, nil
+	}
+	// One goroutine: what is compressed here is small.
+	fresh, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	return &compressor{fresh}, err
+}
+
+// Close ends what is compressed. Nothing may be written afterwards.
+func (c *compressor) Close() error {
+	if c.Encoder == nil {
+		return nil
+	}
+	err := c.Encoder.Close()
+	if err == nil {
+		c.Reset(nil) // it must not keep what it wrote to
+		compressors.Put(c.Encoder)
+	}
+	c.Encoder = nil
+	return err
 }
 
 // chain writes to its top and closes from there downwards.

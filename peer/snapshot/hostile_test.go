@@ -185,6 +185,9 @@ func TestTakeUncheckedElsewhere(t *testing.T) {
 	v, m := testVault(t)
 	r := newSource(t)
 	commitTo(t, r, "refs/heads/main", "1 first")
+	run(t, r.Dir, "repack", "-adq")
+	defer func(old int64) { smallPacks = old }(smallPacks)
+	smallPacks = 0 // else it is walked through before it is published
 	src := sourceOf(t, r)
 	ctx, kill := context.WithCancel(t.Context())
 	m.before = func(op, key string) error {

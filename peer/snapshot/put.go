@@ -38,6 +38,30 @@ type putter struct {
 	there   map[string]store.Info // what was there when it was listed; nil: it was not
 	sent    atomic.Int64          // bytes of blobs that were written
 	moved   func(n int64)         // called as bytes of content pass
+
+	mu   sync.Mutex
+	used []string // keys that have to be settled before a manifest names them
+}
+
+// uses notes that a manifest is going to name a key.
+func (p *putter) uses(key string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.used = append(p.used, key)
+}
+
+// settle makes all that was put durable, and what was found to be there already: whoever put that may not have come
+// that far.
+func (p *putter) settle(ctx context.Context) error {
+	place, ok := p.v.Store.(store.Deferrer)
+	if !ok {
+		return nil
+	}
+	err := place.Settle(ctx, p.used)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", errMoved, err)
+	}
+	return err
 }
 
 // sourceError is a failure of what is backed up, not of the store.
@@ -62,6 +86,7 @@ func (p *putter) putObject(ctx context.Context, c content) (Object, error) {
 	if err != nil {
 		return Object{}, fmt.Errorf("%s: %w", c.key, err)
 	}
+	p.uses(o.Key)
 	if until := p.v.retainUntil(); !until.IsZero() {
 		o.Retained = until
 	}
@@ -136,9 +161,9 @@ func (p *putter) put(ctx context.Context, o *Object, size int64, open func() (io
 	if info, ok := p.there[o.Key]; ok && p.usable(o, info, size) {
 		return true, p.retain(ctx, o.Key)
 	}
-	base := o.Key
+	base, put := o.Key, p.v.putDeferred()
 	for range 5 {
-		err := p.v.Store.Put(ctx, o.Key, store.Blob{Size: size, Open: open, Retain: p.v.retainUntil()})
+		err := put(ctx, o.Key, store.Blob{Size: size, Open: open, Retain: p.v.retainUntil()})
 		if err == nil {
 			p.sent.Add(size)
 			return false, nil

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
-
-	"mirror-shell/internal/durable"
 )
 
 // memoryDir is a directory of this machine where a vault remembers what it knows of one repository, "" for none.
@@ -50,7 +48,7 @@ func (m memoryDir) write(name string, data []byte) {
 		return
 	}
 	path := filepath.Join(string(m), name)
-	if durable.MakeDirs(string(m)) != nil {
+	if os.MkdirAll(string(m), 0o700) != nil {
 		return
 	}
 	f, err := os.CreateTemp(string(m), "."+name+"-*.tmp") // mode 0600; two processes may be here

@@ -92,6 +92,7 @@ type taking struct {
 	tmp    git.Scratch  // packs that are made
 	made   []*localPack
 	walked bool // git has walked through what is new
+	aside  bool // or through all of a first snapshot, before that is published
 }
 
 // Take makes the latest snapshot of the repository equal to it. When it is that already nothing is written, except a

@@ -55,6 +55,9 @@ func (t *taking) everything(ctx context.Context) ([]*localPack, error) {
 	case err != nil:
 		return nil, &sourceError{t.nameTips(err)}
 	}
+	if made, err := t.looseOnly(ctx); made != nil || err != nil {
+		return made, err
+	}
 	packs, folded := t.fold()
 	if len(t.raw.loose) == 0 && len(folded) == 0 {
 		return packs, nil
@@ -68,6 +71,24 @@ func (t *taking) everything(ctx context.Context) ([]*localPack, error) {
 		return t.looseFailed(ctx, err)
 	}
 	return append(packs, made...), nil
+}
+
+// maxWalkLoose is up to how many objects are walked from while they are packed.
+const maxWalkLoose = 10_000
+
+// looseOnly packs the objects of a repository that has no packs yet, as most small ones are. The refs reach nothing
+// else, so git may walk through their history meanwhile, and needs no process of its own to do so later. It returns nothing
+// where there are packs, and where something is wrong, which may be in what nobody reaches: others tell.
+func (t *taking) looseOnly(ctx context.Context) ([]*localPack, error) {
+	if len(t.raw.packs) > 0 || len(t.raw.loose) == 0 || len(t.raw.loose) > maxWalkLoose || t.now.grafts {
+		return nil, nil
+	}
+	made, err := t.pack(ctx, newIDReader([]iter.Seq2[string, error]{withoutError(maps.Keys(t.raw.loose))}), true)
+	if proc.ExitCode(err) > 0 {
+		return nil, ctx.Err()
+	}
+	t.walked, t.aside = err == nil, err == nil
+	return made, err
 }
 
 // looseFailed goes on after objects could not be packed by their ids. A gc may have removed unreachable ones: then

@@ -31,9 +31,11 @@ func (t *taking) make(ctx context.Context) error {
 	}
 	m := t.now.Manifest
 	t.walked = t.walked || len(t.tips) == 0
-	m.Unwalked = !t.walked
 	m.Previous, m.Time = t.latest.Sum, after(t.now.Time, t.latest.Time)
+	stop := t.walkAside(ctx, fresh)
 	err = t.upload(ctx, &m, kept, fresh)
+	stop(err)
+	m.Unwalked = !t.walked
 	t.result.Uploaded = t.put.sent.Load()
 	lap(&t.result.Phases.Upload)
 	if err != nil {
@@ -53,6 +55,33 @@ func (t *taking) make(ctx context.Context) error {
 	t.memory.keepManifest(t.result.Name.Sum, &m)
 	t.memory.remember(recalled{Sum: t.result.Name.Sum, Looked: t.v.now()})
 	return nil
+}
+
+// smallPacks is up to how many bytes of packs are walked through while they are uploaded. It is a variable for tests.
+var smallPacks int64 = 16 << 20
+
+// walkAside walks through the history that fresh packs have, when nobody has yet and they are small: such a snapshot is
+// published a moment later and is never unwalked. If something is missing the snapshot is published all the same, for what it has,
+// and check tells. What is returned has to be called with the error of the upload, and waits for the walk.
+func (t *taking) walkAside(ctx context.Context, fresh []*localPack) (stop func(uploaded error)) {
+	size := int64(0)
+	for _, p := range fresh {
+		size += p.size
+	}
+	if t.walked || size > smallPacks {
+		return func(error) {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	result := make(chan error, 1)
+	go func() { result <- t.walk(ctx, fresh) }()
+	return func(uploaded error) {
+		if uploaded != nil {
+			cancel()
+		}
+		whole := <-result == nil
+		cancel()
+		t.walked, t.aside = whole, whole
+	}
 }
 
 // upload puts what the store has not, and sets the manifest's packs, files and LFS objects.
@@ -205,8 +234,12 @@ func (u *uploading) run(ctx context.Context) error {
 	return all(ctx, uploads, u.tasks)
 }
 
-// publish writes the manifest, after a last look at all that it relies on.
+// publish writes the manifest, after a last look at all that it relies on, and once that is durable: a manifest is
+// never there after a power cut without what it names.
 func (t *taking) publish(ctx context.Context, m *Manifest) error {
+	if err := t.put.settle(ctx); err != nil {
+		return err
+	}
 	if err := t.extendRetention(ctx, m); err != nil {
 		return err
 	}
@@ -306,10 +339,37 @@ func (t *taking) stillThere(ctx context.Context, m *Manifest) error {
 // nobody restores it, and nothing is built on it.
 func (t *taking) check(ctx context.Context, fresh []*localPack) error {
 	if t.walked {
+		if t.aside { // other machines need not load the manifest to know
+			t.recordGood(ctx, t.v.recordHint)
+		}
 		return nil
 	}
 	t.memory.remember(recalled{Sum: t.result.Name.Sum, Unchecked: true})
 	t.progress("check", 0, 0)
+	err := t.walk(ctx, fresh)
+	if err == nil {
+		t.recordGood(ctx, t.v.record)
+		return nil
+	}
+	if !errors.Is(err, git.ErrMissing) {
+		return err
+	}
+	err = t.nameTips(err)
+	mark := t.v.record(ctx, t.src.Repository, Check{Kind: checkBad, Snapshot: t.result.Name.Sum, Error: err.Error()})
+	return errors.Join(&sourceError{fmt.Errorf("the snapshot that was taken is marked as bad: %w", err)}, mark)
+}
+
+// recordGood has record write down that the snapshot is whole.
+func (t *taking) recordGood(ctx context.Context, record func(context.Context, string, Check) error) {
+	good := Check{Kind: checkGood, Snapshot: t.result.Name.Sum, Text: "git has walked through all of its history"}
+	if err := record(ctx, t.src.Repository, good); err != nil { // this server knows it all the same
+		t.note("that the snapshot is whole could not be written down for others: " + err.Error())
+	}
+}
+
+// walk walks through history in the files of fresh packs. An error wraps git.ErrMissing when something is
+// not there.
+func (t *taking) walk(ctx context.Context, fresh []*localPack) error {
 	for _, p := range fresh {
 		if err := t.show(p); err != nil {
 			return fmt.Errorf("check the snapshot: %w", err)
@@ -320,20 +380,7 @@ func (t *taking) check(ctx context.Context, fresh []*localPack) error {
 	if t.base != nil {
 		place = nil
 	}
-	err := t.src.Repo.Complete(ctx, place, t.tips)
-	if err == nil {
-		good := Check{Kind: checkGood, Snapshot: t.result.Name.Sum, Text: "git has walked through all of its history"}
-		if err := t.v.record(ctx, t.src.Repository, good); err != nil { // this server knows it all the same
-			t.note("that the snapshot is whole could not be written down for others: " + err.Error())
-		}
-		return nil
-	}
-	if !errors.Is(err, git.ErrMissing) {
-		return err
-	}
-	err = t.nameTips(err)
-	mark := t.v.record(ctx, t.src.Repository, Check{Kind: checkBad, Snapshot: t.result.Name.Sum, Error: err.Error()})
-	return errors.Join(&sourceError{fmt.Errorf("the snapshot that was taken is marked as bad: %w", err)}, mark)
+	return t.src.Repo.Complete(ctx, place, t.tips)
 }
 
 // show makes an open pack seen in the scratch place, whether its files have a name still or not.

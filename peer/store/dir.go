@@ -22,7 +22,8 @@ import (
 //
 //	.tmp/RANDOM             being written; fsynced; then linked to
 //	KEY                     link(2) fails when the name is taken, whoever took it, in
-//	                        whatever process; then the directories above are fsynced
+//	                        whatever process; then its directory is fsynced, and those above
+//	                        whose own names may not be on the disk (see settled)
 //
 // So a name is there with all of its content or not at all, also after a power cut. What
 // a killed process left in .tmp is removed by an Open a day later. Directories that
@@ -30,8 +31,9 @@ import (
 // within (os.Root).
 type directory struct {
 	*limits
-	path string
-	root *os.Root
+	path    string
+	root    *os.Root
+	settled settled
 }
 
 const (
@@ -87,12 +89,31 @@ func denied(err error) error {
 }
 
 func (d *directory) Put(ctx context.Context, key string, b Blob) error {
-	if err := d.put(ctx, key, b); err != nil {
-		return fmt.Errorf("put %q into %s: %w", key, d.path, denied(err))
+	err := d.put(ctx, key, b)
+	if err == nil || errors.Is(err, ErrExists) {
+		// The process that published what exists may not have come that far, and who hears
+		// that a blob exists relies on it. One that was deleted since did exist when we looked.
+		if unsettled := d.syncAbove(key); unsettled != nil && !(err != nil && errors.Is(unsettled, fs.ErrNotExist)) {
+			err = unsettled
+		}
 	}
-	return nil
+	return d.putError(key, err)
 }
 
+// PutDeferred implements Deferrer: what is left to Settle are the names.
+func (d *directory) PutDeferred(ctx context.Context, key string, b Blob) error {
+	return d.putError(key, d.put(ctx, key, b))
+}
+
+func (d *directory) putError(key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("put %q into %s: %w", key, d.path, denied(err))
+}
+
+// put writes and names a blob. The name is not on the disk yet, also that of one
+// that is ErrExists.
 func (d *directory) put(ctx context.Context, key string, b Blob) error {
 	if err := CheckKey(key); err != nil {
 		return err
@@ -134,7 +155,7 @@ func (d *directory) write(ctx context.Context, temp string, b Blob) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	buf := make([]byte, 256<<10)
+	buf := make([]byte, min(b.Size+1, 256<<10)) // one more, to see the end
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -166,7 +187,7 @@ func (d *directory) publish(temp, key string) error {
 		}
 		switch {
 		case err == nil:
-			return d.syncAbove(key)
+			return nil
 		case errors.Is(err, fs.ErrExist) && !errors.Is(err, syscall.ENOTDIR):
 			return d.taken(key)
 		case errors.Is(err, syscall.ENOTDIR):
@@ -209,9 +230,7 @@ func (d *directory) rename(temp, key string) error {
 	return nil
 }
 
-// taken returns ErrExists for a key, once its name is on the disk: the process
-// that published it may not have come that far, and who hears that a blob exists relies on
-// it.
+// taken returns ErrExists for a key that is taken.
 func (d *directory) taken(key string) error {
 	info, err := d.root.Lstat(key)
 	switch {
@@ -222,22 +241,7 @@ func (d *directory) taken(key string) error {
 	case !info.Mode().IsRegular():
 		return fmt.Errorf("the key is the beginning of others, or no file: %w", syscall.EISDIR)
 	}
-	if err := d.syncAbove(key); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	return ErrExists
-}
-
-// syncAbove brings the names of a key's file and of all directories above it to the
-// disk. All, since another process may just have made them.
-func (d *directory) syncAbove(key string) error {
-	for key != "." {
-		key = path.Dir(key)
-		if err := d.syncDir(key); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (d *directory) syncDir(name string) error {

@@ -92,6 +92,17 @@ type Retainer interface {
 	Retained(ctx context.Context, key string) (time.Time, error)
 }
 
+// Deferrer is a Store that can publish many blobs for less than each by itself: it has to
+// do something for all of them that is the same.
+type Deferrer interface {
+	// PutDeferred is Put, also in what its errors say, but that a power cut before Settle may
+	// take the blob away again. It is there whole or not at all, as ever.
+	PutDeferred(ctx context.Context, key string, b Blob) error
+	// Settle makes these keys durable. An error that wraps fs.ErrNotExist says that there is nothing
+	// any more where one of them was.
+	Settle(ctx context.Context, keys []string) error
+}
+
 // Counter is a Store that counts what it asks for and moves, for reports.
 type Counter interface {
 	// Counts returns the totals since the store was opened.
