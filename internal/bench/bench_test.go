@@ -41,6 +41,7 @@ func (a *arena) entries() []entry {
 		{"memory of serve", true, one(a.memory)},
 		{"backup, first, to a directory", false, one(func(rounds int) bench.Case { return a.firstBackup(rounds, toDirectory) })},
 		{"backup, first, to S3", false, one(func(rounds int) bench.Case { return a.firstBackup(rounds, toS3) })},
+		{"backup, 1,000 small repositories, first", true, one(a.smallBackup)},
 		{"backup, unchanged", false, a.unchangedBackup},
 		{"backup, one new commit", false, a.updateBackup},
 		{"backup, restore from a directory", false, one(func(rounds int) bench.Case { return a.restoreBackup(rounds, toDirectory) })},

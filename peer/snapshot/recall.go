@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -87,6 +88,11 @@ func (m memoryDir) manifest(sum string) *Manifest {
 	return manifest
 }
 
+// quickCompressor is one for all: it has tables of its own, which take longer to make than to use.
+var quickCompressor = sync.OnceValues(func() (*zstd.Encoder, error) {
+	return zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20))
+})
+
 func (m memoryDir) keepManifest(sum string, manifest *Manifest) {
 	if m == "" {
 		return
@@ -95,7 +101,7 @@ func (m memoryDir) keepManifest(sum string, manifest *Manifest) {
 	if err != nil {
 		return
 	}
-	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
+	w, err := quickCompressor()
 	if err != nil {
 		return
 	}
