@@ -6,10 +6,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
+
+	"mirror-shell/internal/lazyregexp"
 )
 
 // Format is the version of the manifests that are written. Readers know this one and all before it.
@@ -142,8 +143,8 @@ func (m *Manifest) Objects() []Object {
 }
 
 var (
-	packName  = regexp.MustCompile(`^pack-([0-9a-f]{40}|[0-9a-f]{64})$`)
-	sha256Hex = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	packName  = lazyregexp.New(`^pack-([0-9a-f]{40}|[0-9a-f]{64})$`)
+	sha256Hex = lazyregexp.New(`^[0-9a-f]{64}$`)
 )
 
 // parseManifest reads the JSON of a manifest and checks all that a restore relies on:

@@ -3,11 +3,11 @@ package snapshot
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
+	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -35,7 +35,7 @@ func CheckID(id string) error {
 	return nil
 }
 
-var idPattern = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]{0,59}$`)
+var idPattern = lazyregexp.New(`^[0-9A-Za-z][0-9A-Za-z._-]{0,59}$`)
 
 // countdown is the number that sorts newer before older.
 func countdown(t time.Time) string { return fmt.Sprintf("%013d", lastMilli-t.UnixMilli()) }
@@ -59,7 +59,7 @@ func (n Name) Key() string {
 	return key
 }
 
-var namePattern = regexp.MustCompile(`^([0-9]{13})-([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([0-9a-f]{64})-([0-9a-f]{32})-([0-9a-f]{32})(?:-([0-9A-Za-z][0-9A-Za-z._-]{0,59}))?\.json\.zst(\.age)?$`)
+var namePattern = lazyregexp.New(`^([0-9]{13})-([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([0-9a-f]{64})-([0-9a-f]{32})-([0-9a-f]{32})(?:-([0-9A-Za-z][0-9A-Za-z._-]{0,59}))?\.json\.zst(\.age)?$`)
 
 // ParseName reads a key that Name.Key wrote. Any other is an error.
 func ParseName(key string) (Name, error) {
@@ -118,7 +118,7 @@ func (n checkName) key() string {
 	return checksOf(n.Repository) + strings.Join(parts, "-") + ".json"
 }
 
-var checkPattern = regexp.MustCompile(`^([0-9]{13})-([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([a-z]{1,16})-([0-9a-f]{32})(?:-([0-9A-Za-z][0-9A-Za-z._-]{0,59}))?\.json$`)
+var checkPattern = lazyregexp.New(`^([0-9]{13})-([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([a-z]{1,16})-([0-9a-f]{32})(?:-([0-9A-Za-z][0-9A-Za-z._-]{0,59}))?\.json$`)
 
 func parseCheckName(key string) (checkName, error) {
 	repository, rest, err := cutRepository(key, "checks/")

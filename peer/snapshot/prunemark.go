@@ -9,11 +9,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/peer/store"
 )
 
@@ -47,9 +47,9 @@ const maxCandidates = 200_000
 const maxMark = 256 << 20
 
 var (
-	markPattern  = regexp.MustCompile(`^([0-9]{13})-([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([0-9a-f]{32})\.json$`)
-	leasePattern = regexp.MustCompile(`^lease-[0-9a-f]{32}\.json$`)
-	sumPattern   = regexp.MustCompile(`^[0-9a-f]{32}$`)
+	markPattern  = lazyregexp.New(`^([0-9]{13})-([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([0-9a-f]{32})\.json$`)
+	leasePattern = lazyregexp.New(`^lease-[0-9a-f]{32}\.json$`)
+	sumPattern   = lazyregexp.New(`^[0-9a-f]{32}$`)
 )
 
 // marks returns a repository's marks that count, oldest first, and the keys of those that others retire. A mark

@@ -5,16 +5,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"mirror-shell/internal/durable"
+	"mirror-shell/internal/lazyregexp"
 )
 
 // scratchName is what a directory below Vault.Scratch is called: what it is for, and random digits.
-var scratchName = regexp.MustCompile(`^(take|drill)-[0-9]+$`)
+var scratchName = lazyregexp.New(`^(take|drill)-[0-9]+$`)
 
 // scratchDir makes a directory below Vault.Scratch, and removes those that killed processes left, which may be as large
 // as a repository. A directory is locked by the process that uses it. Remove may be called once.

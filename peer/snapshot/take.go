@@ -152,14 +152,8 @@ func (t *taking) close() {
 
 func (t *taking) run(ctx context.Context) (err error) {
 	t.began = t.v.now()
-	if t.latest, err = t.v.Latest(ctx, t.src.Repository); err != nil && !errors.Is(err, ErrNoSnapshot) {
+	if err := t.look(ctx); err != nil {
 		return err
-	}
-	if t.now, err = t.capture(ctx); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return &sourceError{err}
 	}
 	t.tips = t.now.Manifest.tips()
 	known := t.memory.recall(t.latest.Sum)
@@ -183,6 +177,28 @@ func (t *taking) run(ctx context.Context) (err error) {
 	}
 	t.result.Unchanged = same && t.base != nil
 	return t.make(ctx)
+}
+
+// look looks at the repository, and meanwhile for its latest snapshot. Which of the two is older does not matter: only
+// that they are equal says anything.
+func (t *taking) look(ctx context.Context) error {
+	found := make(chan error, 1)
+	go func() {
+		var err error
+		t.latest, err = t.v.Latest(ctx, t.src.Repository)
+		found <- err
+	}()
+	now, err := t.capture(ctx)
+	if err == nil {
+		t.now = now // is closed with t
+	}
+	if missing := <-found; missing != nil && !errors.Is(missing, ErrNoSnapshot) {
+		return missing
+	}
+	if err != nil && ctx.Err() == nil {
+		return &sourceError{err}
+	}
+	return ctx.Err()
 }
 
 // isBad asks the store whether the latest snapshot is known not to be whole, unless it was

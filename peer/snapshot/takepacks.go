@@ -210,11 +210,18 @@ func (t *taking) update(ctx context.Context) ([]*localPack, error) {
 		t.walked = true
 		return nil, nil
 	}
-	have, err := t.known(ctx, want, base)
+	have, sure, err := t.known(ctx, want, base)
 	if err != nil {
 		return nil, t.gitFailed(ctx, err)
 	}
-	packs, err := t.pack(ctx, io.MultiReader(idLines("", want), idLines("^", have)), true)
+	packs, err := t.packBeyond(ctx, want, have)
+	if !sure && proc.ExitCode(err) > 0 && ctx.Err() == nil {
+		there, lookErr := t.src.Repo.Existing(ctx, have)
+		if lookErr != nil {
+			return nil, t.gitFailed(ctx, lookErr)
+		}
+		packs, err = t.packBeyond(ctx, want, slices.Collect(maps.Keys(there)))
+	}
 	if err != nil {
 		if t.attempt == 1 && proc.ExitCode(err) > 0 && ctx.Err() == nil { // something it stands on may have been pruned just now
 			return nil, fmt.Errorf("%w: %w", errMoved, err)
@@ -225,13 +232,19 @@ func (t *taking) update(ctx context.Context) ([]*localPack, error) {
 	return packs, nil
 }
 
+// packBeyond packs what want reaches and have does not.
+func (t *taking) packBeyond(ctx context.Context, want, have []string) ([]*localPack, error) {
+	return t.pack(ctx, io.MultiReader(idLines("", want), idLines("^", have)), true)
+}
+
 // fewTips is up to how many values git is told of at once: it reads each of them, which for 50,000 takes
 // longer than all the rest.
 const fewTips = 2000
 
 // known returns objects that the base reaches, so that nothing behind them has to be packed again. Any choice is
-// right, and the nearer they are to what is wanted the less is packed. What was pruned here since is left out.
-func (t *taking) known(ctx context.Context, want []string, base map[string]bool) ([]string, error) {
+// right, and the nearer they are to what is wanted the less is packed. What was pruned here since is left out. When it is
+// not sure of that, git tells: it packs nothing then. That is rare, and to ask first is a process for each backup.
+func (t *taking) known(ctx context.Context, want []string, base map[string]bool) (have []string, sure bool, err error) {
 	now := set(t.tips)
 	var here, moved []string
 	for id := range base {
@@ -241,18 +254,24 @@ func (t *taking) known(ctx context.Context, want []string, base map[string]bool)
 			moved = append(moved, id)
 		}
 	}
+	if len(base) <= fewTips {
+		return append(here, moved...), false, nil
+	}
+	var near []string
+	if len(moved) <= fewTips {
+		// Most are far from what is new. Near are those that history comes to first: they are here.
+		all := false
+		if near, all, err = t.src.Repo.Nearest(ctx, want, func(id string) bool { return base[id] }, fewTips); err != nil || all {
+			return near, true, err
+		}
+	}
 	there, err := t.src.Repo.Existing(ctx, moved)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	moved = slices.Collect(maps.Keys(there))
-	if all := append(here, moved...); len(all) <= fewTips || len(moved) > fewTips {
-		return all, nil
-	}
-	// Most are far from what is new. Near are those that history comes to first.
-	near, all, err := t.src.Repo.Nearest(ctx, want, func(id string) bool { return base[id] }, fewTips)
-	if err != nil || all {
-		return near, err
+	many := len(moved) > fewTips
+	if moved = slices.Collect(maps.Keys(there)); many {
+		return append(here, moved...), true, nil
 	}
 	// Something stands on old history, between the base's tips. It is found from the places where refs moved.
 	near = append(near, moved...)
@@ -261,12 +280,12 @@ func (t *taking) known(ctx context.Context, want []string, base map[string]bool)
 	}
 	_, edge, all, err := t.src.Repo.Adds(ctx, want, near, fewTips)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if !all {
-		return append(here, moved...), nil
+		return append(here, moved...), true, nil
 	}
-	return append(near, edge...), nil
+	return append(near, edge...), true, nil
 }
 
 // maxPacksRetained takes the place of maxPacks where nothing that is merged could be deleted.

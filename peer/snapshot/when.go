@@ -2,10 +2,11 @@ package snapshot
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
+
+	"mirror-shell/internal/lazyregexp"
 )
 
 // ParseTime reads a moment as people write it, to find the snapshot of then with [Vault.At]:
@@ -37,9 +38,9 @@ func ParseTime(text string, now time.Time, loc *time.Location) (time.Time, error
 }
 
 var (
-	agoPattern  = regexp.MustCompile(`^([0-9]{1,6}) ?([a-z]+) ago$`)
-	looksLike   = regexp.MustCompile(`^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}|$)`)
-	durationAgo = regexp.MustCompile(`^([0-9hms.]+) ago$`)
+	agoPattern  = lazyregexp.New(`^([0-9]{1,6}) ?([a-z]+) ago$`)
+	looksLike   = lazyregexp.New(`^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}|$)`)
+	durationAgo = lazyregexp.New(`^([0-9hms.]+) ago$`)
 )
 
 // timeLayouts are tried in order, with the time that each leaves open.
