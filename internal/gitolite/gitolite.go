@@ -34,6 +34,9 @@ import (
 // Trigger is what PRE_GIT in gitolite's configuration must have for pushes to be redirected.
 const Trigger = "MirrorShell::pre_git"
 
+// mirroringTrigger is in PRE_GIT when 'Mirroring' is in ENABLE: gitolite's own mirroring.
+const mirroringTrigger = "Mirroring::pre_git"
+
 // RC is what we need of gitolite's configuration.
 type RC struct {
 	Programs      string   // GL_BINDIR
@@ -133,7 +136,7 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 	if !allowsKey(rc.GitConfigKeys) {
 		add(true, "GIT_CONFIG_KEYS in ~/.gitolite.rc does not allow gitolite.mirror.*", `write GIT_CONFIG_KEYS => 'gitolite\.mirror\..*', to set these keys in gitolite.conf`)
 	}
-	if !hasTrigger(rc.PreGit) {
+	if !hasTrigger(rc.PreGit, Trigger) {
 		add(true, "PRE_GIT in ~/.gitolite.rc does not have "+Trigger+": pushes to a slave are refused, and not redirected",
 			"copy contrib/gitolite/lib (of the Debian package: /usr/share/mirror-shell/gitolite/lib) to LOCAL_CODE, and write PRE_GIT => ['"+Trigger+"'],")
 	} else if _, err := os.Stat(filepath.Join(rc.LocalCode, triggerFile)); rc.LocalCode != "" && errors.Is(err, fs.ErrNotExist) {
@@ -141,6 +144,10 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 			"copy contrib/gitolite/lib (of the Debian package: /usr/share/mirror-shell/gitolite/lib) to "+rc.LocalCode)
 	} else if started := rc.starts(); !sameFile(started, program) {
 		add(false, "gitolite starts "+started+", and this is "+program, fmt.Sprintf("write MIRROR_SHELL => '%s', in ~/.gitolite.rc", program))
+	}
+	if hasTrigger(rc.PreGit, mirroringTrigger) {
+		add(true, "'Mirroring' is enabled in ~/.gitolite.rc: what has gitolite's own mirroring options is pushed by gitolite, too, and by its git push --mirror",
+			"take it out of ENABLE when mirror-shell import-gitolite has nothing left to import")
 	}
 	return found
 }
@@ -194,9 +201,9 @@ func allowsKey(patterns string) bool {
 	return false
 }
 
-func hasTrigger(triggers []string) bool {
+func hasTrigger(triggers []string, trigger string) bool {
 	for _, t := range triggers {
-		if name, _, _ := strings.Cut(strings.TrimSpace(t), " "); name == Trigger || name == "Gitolite::Triggers::"+Trigger {
+		if name, _, _ := strings.Cut(strings.TrimSpace(t), " "); name == trigger || name == "Gitolite::Triggers::"+trigger {
 			return true
 		}
 	}

@@ -36,6 +36,7 @@ sub pre_git {
 
     gl_log( 'mirror-shell', 'redirect', $repo, $user );
     $ENV{SSH_ORIGINAL_COMMAND} = "git-receive-pack '$repo'";
+    no warnings 'exec';    # it would say the same, and the reason in $! would be lost
     exec {$program} $program, 'user', $user or _die "mirror-shell: $program: $!";
 }
 
@@ -47,6 +48,7 @@ sub ask {
     my $pid = open( my $answer, '-|' );
     _die "mirror-shell: fork: $!" if not defined $pid;
     if ( not $pid ) {
+        no warnings 'exec';
         exec { $command[0] } @command or print STDERR "FATAL: mirror-shell: $command[0]: $!\n";
         require POSIX;
         POSIX::_exit(127);
