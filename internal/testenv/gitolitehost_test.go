@@ -2,6 +2,8 @@ package testenv_test
 
 import (
 	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -92,6 +94,16 @@ func TestGitoliteHosts(t *testing.T) {
 	if strings.Contains(frodo.Host().RefText(t, "ip1"), "forbidden") {
 		t.Error("a forbidden branch was created")
 	}
+	// The audit log has what came in by gitolite-shell, too.
+	for g, want := range map[*testenv.Gitolite]string{
+		frodo: `"event":"command","server":"frodo",.*"user":"alice",.*"from":"127.0.0.1:[0-9]+","verb":"git-receive-pack","repository":"ip1","result":"allowed"}`,
+		sam:   `"user":"alice",.*"repository":"closed","result":"refused","reason":"sam is not the master of closed, please push to frodo"}`,
+	} {
+		audit, err := os.ReadFile(filepath.Join(g.Host().StateDir(), "audit.log"))
+		if err != nil || !regexp.MustCompile(want).Match(audit) {
+			t.Errorf("the audit log of %s, %v, is without %s:\n%s", g.Name, err, want, audit)
+		}
+	}
 	// Without the trigger the hook refuses.
 	rc, err := os.ReadFile(sam.Host().Home(".gitolite.rc"))
 	if err != nil {
@@ -101,6 +113,19 @@ func TestGitoliteHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(push("sam:closed", "main"), 1, "remote: fatal: sam is not the master of closed, please push to frodo")
+	// A program that cannot be started is named with the reason, once.
+	broken := strings.Replace(string(rc), "MIRROR_SHELL => '", "MIRROR_SHELL => '/nowhere", 1)
+	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), []byte(broken), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r = push("sam:closed", "main")
+	expect(r, 1, "mirror-shell: No such file or directory")
+	if strings.Contains(r.Stderr, "WARNING") {
+		t.Errorf("perl warns, too: %s", r)
+	}
+	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), []byte(strings.Replace(string(rc), "PRE_GIT", "NO_PRE_GIT", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	// … and believes no environment: sshd here accepts what it should not.
 	expect(alice.Run(t, work, "env", "MIRROR_SHELL_PEER=frodo", "git", "-c", "core.sshCommand=ssh -o SendEnv=MIRROR_SHELL_PEER", "push", "sam:closed", "HEAD:refs/heads/main"),
 		1, "remote: fatal: sam is not the master of closed, please push to frodo")
