@@ -147,6 +147,9 @@ func (c *command) examineForeign(ctx context.Context, peer string, err error) []
 	if user, version, ok := gitoliteGreeting(text); ok {
 		return []Finding{judgeGitolite(c.server.Hostname, peer, user, version)}
 	}
+	if finding, ok := judgeUser(c.server.Hostname, peer, text); ok {
+		return []Finding{finding}
+	}
 	return []Finding{{check, warn, fmt.Sprintf("%s → %s: answers, and is not mirror-shell: %s", c.server.Hostname, peer, proc.OneLine(text, 120)),
 		"nothing, if that is so; HEAD and metadata do not travel to it"}}
 }
