@@ -275,7 +275,10 @@ func (p *Program) installHooks(ctx context.Context) error {
 		return err
 	}
 	err = p.installSelected(ctx, server, cmd.Repositories)
-	if cmd.All {
+	switch {
+	case cmd.All && server.Gitolite.Programs != "":
+		fmt.Fprintln(p.Stdout, "Repositories that gitolite makes from now on get the hooks by mirror-shell install-hooks --gitolite, once.")
+	case cmd.All:
 		fmt.Fprint(p.Stdout, futureHooks(p.Programs))
 	}
 	return err

@@ -161,6 +161,9 @@ func TestGitoliteHosts(t *testing.T) {
 		t.Errorf("gitolite's update hook has run:\n%s", out)
 	}
 
+	if out := sam.Host().MustRun(t, "mirror-shell", "install-hooks", "--all"); !strings.Contains(out, "install-hooks --gitolite") || strings.Contains(out, "templateDir") {
+		t.Errorf("install-hooks --all beside gitolite: %s", out)
+	}
 	for _, g := range []*testenv.Gitolite{frodo, sam} {
 		if r := g.Host().Run(t, "mirror-shell", "doctor"); !strings.Contains(r.Stdout, "ok    gitolite: ") || !strings.Contains(r.Stdout, "ok    hooks: ") {
 			t.Errorf("doctor on %s: %s", g.Name, r)
