@@ -171,6 +171,8 @@ func decideRedirected(f Facts, peer Peer, req Request) Decision {
 		reason = req.Repo + " does not exist here"
 	case f.role() == mirrorcfg.Local:
 		reason = req.Repo + " is local"
+	case f.role() == mirrorcfg.Slave && f.Repo.Master == peer.name:
+		reason = fmt.Sprintf("%s and %s take each other for the master of %s: let gitolite.mirror.master name the same server on both", peer.name, f.Hostname, req.Repo)
 	case f.role() == mirrorcfg.Slave:
 		reason = f.Hostname + " is not the master of " + req.Repo
 	case !f.Repo.MayRedirect(f.Hostname, peer.name):
