@@ -1,9 +1,11 @@
 package worker
 
 import (
+	"context"
 	"fmt"
 	"os/exec"
 	"regexp"
+	"strings"
 
 	"mirror-shell/internal/proc"
 )
@@ -21,6 +23,22 @@ func judgeUser(hostname, peer, text string) (Finding, bool) {
 	user := proc.OneLine(m[1], 80)
 	return Finding{"peer " + peer, fail, fmt.Sprintf("%s → %s: it takes us for the user %s", hostname, peer, user),
 		fmt.Sprintf("on %s: mirror-shell remove-user %s, then mirror-shell add-peer %s.pub with our key", peer, user, hostname)}, true
+}
+
+// plainGit reports what a peer is that did not understand info: an account with a shell
+// and git, or one whose shell is git's own. err is how info ended there.
+func (c *command) plainGit(ctx context.Context, peer string, err error) (string, bool) {
+	switch {
+	case strings.Contains(err.Error(), "fatal: unrecognized command 'info'"):
+		return "git-shell", true
+	case proc.ExitCode(err) != 127: // the shell's, for a command that is not there
+		return "", false
+	}
+	// What is not there may also be the mirror-shell of a forced command: that answers the
+	// same to this.
+	text, err := c.ask(ctx, peer, "git --version")
+	version, ok := strings.CutPrefix(text, "git version ")
+	return "git " + proc.OneLine(version, 40), ok && err == nil
 }
 
 // examineCommands looks for the programs that the configuration names: without them nobody
