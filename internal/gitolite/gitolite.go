@@ -128,6 +128,10 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 	if filepath.Clean(rc.RepoBase) != server.RepoBase {
 		add(false, "gitolite's repositories are in "+rc.RepoBase+", and repo_base is "+server.RepoBase, "let both name one directory")
 	}
+	if rc.Hostname != "" && rc.Hostname != server.Hostname {
+		add(true, "this server is "+rc.Hostname+" in ~/.gitolite.rc, and "+server.Hostname+" in "+server.File+": %HOSTNAME in gitolite.conf is another server's",
+			fmt.Sprintf("write HOSTNAME => '%s', in ~/.gitolite.rc, then gitolite setup", server.Hostname))
+	}
 	if rc.LocalCode == "" {
 		add(false, "LOCAL_CODE is not set in ~/.gitolite.rc", `uncomment LOCAL_CODE => "$ENV{HOME}/local", then mirror-shell install-hooks --gitolite`)
 	} else if !hooksInstalled {

@@ -90,8 +90,8 @@ func TestProblems(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(local, triggerFile), []byte("1;\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	good := RC{Programs: "/g", RepoBase: "/r", LocalCode: local, GitConfigKeys: `foo gitolite\.mirror\..*`, PreGit: []string{"renice 10", "MirrorShell::pre_git"}, Program: "/x/mirror-shell"}
-	server := &mirrorcfg.Server{RepoBase: "/r", Gitolite: mirrorcfg.Gitolite{Programs: "/g"}}
+	good := RC{Programs: "/g", Hostname: "sam", RepoBase: "/r", LocalCode: local, GitConfigKeys: `foo gitolite\.mirror\..*`, PreGit: []string{"renice 10", "MirrorShell::pre_git"}, Program: "/x/mirror-shell"}
+	server := &mirrorcfg.Server{Hostname: "sam", RepoBase: "/r", Gitolite: mirrorcfg.Gitolite{Programs: "/g"}}
 	if found := good.Problems(server, "/x/mirror-shell", true); len(found) > 0 {
 		t.Errorf("%+v", found)
 	}
@@ -104,6 +104,7 @@ func TestProblems(t *testing.T) {
 		"trigger":     func(rc *RC) bool { rc.PreGit = []string{"MirrorShell::pre_gitx"}; return true },
 		"no file":     func(rc *RC) bool { rc.LocalCode = t.TempDir(); return true },
 		"program":     func(rc *RC) bool { rc.Program = ""; return true },
+		"hostname":    func(rc *RC) bool { rc.Hostname = "samwise"; return true },
 		"mirroring":   func(rc *RC) bool { rc.PreGit = append(rc.PreGit[:2:2], "Mirroring::pre_git"); return true },
 		"moved there": func(rc *RC) bool { rc.Program = "/y/mirror-shell"; return true },
 	} {
