@@ -94,6 +94,17 @@ func TestGitoliteHosts(t *testing.T) {
 	if strings.Contains(frodo.Host().RefText(t, "ip1"), "forbidden") {
 		t.Error("a forbidden branch was created")
 	}
+	// Over http gitolite tells the reason, since our standard error is the web server's.
+	overHTTP := func(repo string) string {
+		return sam.Host().Run(t, "env", "REMOTE_USER=alice", "REMOTE_ADDR=127.0.0.1", "REQUEST_METHOD=GET", "GIT_HTTP_EXPORT_ALL=1", "SERVER_NAME=sam", "SERVER_PORT=80",
+			"REQUEST_URI=/git/"+repo+".git/info/refs?service=git-receive-pack", "PATH_INFO=/"+repo+".git/info/refs", "QUERY_STRING=service=git-receive-pack",
+			"GIT_PROJECT_ROOT="+sam.Host().Home("repositories"), "GITOLITE_HTTP_HOME="+sam.Host().Home(), "/usr/share/gitolite3/gitolite-shell").Stdout
+	}
+	for repo, want := range map[string]string{"closed": "ERR FATAL: sam is not the master of closed, please push to frodo", "ip1": "ERR FATAL: mirror-shell: pushes over http cannot be redirected, please push over ssh"} {
+		if out := overHTTP(repo); !strings.Contains(out, want) {
+			t.Errorf("a push to %s over http, without %q:\n%s", repo, want, out)
+		}
+	}
 	// The audit log has what came in by gitolite-shell, too.
 	for g, want := range map[*testenv.Gitolite]string{
 		frodo: `"event":"command","server":"frodo",.*"user":"alice",.*"from":"127.0.0.1:[0-9]+","verb":"git-receive-pack","repository":"ip1","result":"allowed"}`,
