@@ -149,6 +149,12 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 	} else if started := rc.starts(); !sameFile(started, program) {
 		add(false, "gitolite starts "+started+", and this is "+program, fmt.Sprintf("write MIRROR_SHELL => '%s', in ~/.gitolite.rc", program))
 	}
+	if stale, err := rc.Stale(); err != nil {
+		add(false, "gitolite has not compiled its configuration: "+err.Error(), "gitolite setup")
+	} else if stale != "" {
+		add(false, "gitolite has not compiled what was pushed to gitolite-admin: "+stale+" is newer than "+filepath.Join(rc.AdminBase, compiled)+": the old rules and keys are in force",
+			"gitolite setup, which says what is wrong")
+	}
 	if hasTrigger(rc.PreGit, mirroringTrigger) {
 		add(true, "'Mirroring' is enabled in ~/.gitolite.rc: what has gitolite's own mirroring options is pushed by gitolite, too, and by its git push --mirror",
 			"take it out of ENABLE when mirror-shell import-gitolite has nothing left to import")

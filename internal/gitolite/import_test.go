@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -90,7 +91,8 @@ func TestProblems(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(local, triggerFile), []byte("1;\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	good := RC{Programs: "/g", Hostname: "sam", RepoBase: "/r", LocalCode: local, GitConfigKeys: `foo gitolite\.mirror\..*`, PreGit: []string{"renice 10", "MirrorShell::pre_git"}, Program: "/x/mirror-shell"}
+	admin := adminBase(t, "conf/gitolite.conf", "keydir/alice.pub", "conf/gitolite.conf-compiled.pm", "logs/later")
+	good := RC{AdminBase: admin, Programs: "/g", Hostname: "sam", RepoBase: "/r", LocalCode: local, GitConfigKeys: `foo gitolite\.mirror\..*`, PreGit: []string{"renice 10", "MirrorShell::pre_git"}, Program: "/x/mirror-shell"}
 	server := &mirrorcfg.Server{Hostname: "sam", RepoBase: "/r", Gitolite: mirrorcfg.Gitolite{Programs: "/g"}}
 	if found := good.Problems(server, "/x/mirror-shell", true); len(found) > 0 {
 		t.Errorf("%+v", found)
@@ -104,6 +106,9 @@ func TestProblems(t *testing.T) {
 		"trigger":     func(rc *RC) bool { rc.PreGit = []string{"MirrorShell::pre_gitx"}; return true },
 		"no file":     func(rc *RC) bool { rc.LocalCode = t.TempDir(); return true },
 		"program":     func(rc *RC) bool { rc.Program = ""; return true },
+		"conf":        func(rc *RC) bool { rc.AdminBase = adminBase(t, compiled, "conf/sub/x.conf"); return true },
+		"key":         func(rc *RC) bool { rc.AdminBase = adminBase(t, compiled, "keydir/bob.pub"); return true },
+		"compiled":    func(rc *RC) bool { rc.AdminBase = adminBase(t, "conf/gitolite.conf"); return true },
 		"hostname":    func(rc *RC) bool { rc.Hostname = "samwise"; return true },
 		"mirroring":   func(rc *RC) bool { rc.PreGit = append(rc.PreGit[:2:2], "Mirroring::pre_git"); return true },
 		"moved there": func(rc *RC) bool { rc.Program = "/y/mirror-shell"; return true },
@@ -114,6 +119,21 @@ func TestProblems(t *testing.T) {
 			t.Errorf("%s: %+v", name, found)
 		}
 	}
+}
+
+// adminBase is a directory as GL_ADMIN_BASE, whose files were written one after the other.
+func adminBase(t *testing.T, files ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	when := time.Now().Add(-time.Hour)
+	for i, name := range files {
+		file := filepath.Join(dir, name)
+		at := when.Add(time.Duration(i) * time.Millisecond)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, nil, 0o600), os.Chtimes(file, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // The Debian package has links to its programs in /usr/bin.

@@ -172,6 +172,23 @@ func TestGitoliteHosts(t *testing.T) {
 		t.Errorf("gitolite's update hook has run:\n%s", out)
 	}
 
+	// A gitolite-admin that sam cannot compile comes there all the same: doctor tells.
+	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), []byte(strings.Replace(string(rc), "GIT_CONFIG_KEYS", "NO_KEYS", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	frodo.AddConf(t, "\nrepo notes\n    RW+ = alice\n")
+	arrives("gitolite-admin")
+	stale := func(g *testenv.Gitolite) bool {
+		return strings.Contains(g.Host().Run(t, "mirror-shell", "doctor").Stdout, "fail  gitolite: gitolite has not compiled what was pushed to gitolite-admin")
+	}
+	if !testenv.Poll(func() bool { return stale(sam) }) || stale(frodo) {
+		t.Error("doctor does not see which gitolite has not compiled its configuration")
+	}
+	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), rc, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sam.Host().MustRun(t, "gitolite", "setup")
+
 	if out := sam.Host().MustRun(t, "mirror-shell", "install-hooks", "--all"); !strings.Contains(out, "install-hooks --gitolite") || strings.Contains(out, "templateDir") {
 		t.Errorf("install-hooks --all beside gitolite: %s", out)
 	}
