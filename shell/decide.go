@@ -70,6 +70,7 @@ type Facts struct {
 	Renamed  string          // what the repository is called now that once had that name
 	Target   *mirrorcfg.Repo // of mirror-rename: what has the new name already
 	Governs  bool            // of the name that is to be new: see mirrorcfg.Server.Governs
+	Gitolite bool            // gitolite makes the repositories here
 	Create   bool            // [accept] create takes the name, of mirror-rename the new one
 	Delete   bool            // [accept] delete takes the name
 }

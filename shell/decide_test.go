@@ -275,3 +275,12 @@ func TestIdentities(t *testing.T) {
 		}
 	}
 }
+
+// Where gitolite makes the repositories, git init is not the way.
+func TestMissingBesideGitolite(t *testing.T) {
+	d := DecidePeer(Facts{Hostname: "sam", Gitolite: true}, testPeer(t, "frodo"), parsed(t, "git-receive-pack 'ip1'"))
+	if want := "sam <==//== frodo mirror-push rejected: ip1 does not exist here: create it in gitolite.conf, with config gitolite.mirror.master = frodo, " +
+		`or let frodo do it: in the server configuration of sam, under [accept], create = ["ip1"]`; d.Action != Refuse || d.Message != want {
+		t.Errorf("%+v, want %s", d, want)
+	}
+}
