@@ -73,6 +73,17 @@ func (r *remoteLines) reason(refs []string) string {
 	return ""
 }
 
+// complaint picks what a peer has said about objects that it did not store: the first
+// error, which names the object, else the first that ends everything.
+func (r *remoteLines) complaint() string {
+	for _, line := range r.errors {
+		if text, ok := strings.CutPrefix(line, "error: "); ok {
+			return text
+		}
+	}
+	return r.reason(nil)
+}
+
 // maxTold is how many lines about single refs are said.
 const maxTold = 100
 

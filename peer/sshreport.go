@@ -41,7 +41,7 @@ func (r *syncRun) judge(todo plan, report sendpack.Report, said *remoteLines) er
 		return err
 	}
 	if report.Unpack != "" {
-		return fmt.Errorf("%s could not store the objects: %s: look at its disk space and run git fsck there", r.name, proc.OneLine(report.Unpack, 200))
+		return fmt.Errorf("%s could not store the objects: %s: %s", r.name, proc.OneLine(report.Unpack, 200), notStored(r.name, said.complaint()))
 	}
 	if len(refused) > 0 {
 		return fmt.Errorf("%s refused %d of %d refs: %s: %s", r.name, len(refused), len(todo.commands), list(refused), refusal(r.name, said.reason(refs)))
@@ -54,6 +54,16 @@ func (r *syncRun) judge(todo plan, report sendpack.Report, said *remoteLines) er
 func refusal(peer, reason string) string {
 	if reason == "" {
 		return "look at its hooks and receive.* settings"
+	}
+	return peer + " says: " + proc.OneLine(reason, 300)
+}
+
+// notStored says why objects were not stored: in git's report that is never more than the name
+// of a program which ended. A disk without room, or an object that fsck does not let in, is
+// what the program said before.
+func notStored(peer, reason string) string {
+	if reason == "" {
+		return "look at its disk space and run git fsck there"
 	}
 	return peer + " says: " + proc.OneLine(reason, 300)
 }

@@ -79,6 +79,20 @@ func (s *Session) auditAllowed(who string, d Decision) {
 	s.Log.Info("accepted", "who", who, "from", s.From, "verb", string(req.Verb), "repository", req.Repo, "user", d.User.name)
 }
 
+// AuditPush tells of a user's push that came in by another program, gitolite-shell: that it
+// goes on there, or why it does not. One that is passed on to the master becomes a session of
+// ours, which tells of it.
+func (s *Session) AuditPush(user User, repo string, d Decision) {
+	s.trail.user, s.trail.request = user.name, Request{Verb: ReceivePack, Repo: repo}
+	switch d.Action {
+	case Redirect:
+	case Refuse:
+		s.auditRefused("user "+user.name, errors.New(d.Message))
+	default:
+		s.auditAllowed("user "+user.name, d)
+	}
+}
+
 func redirectTarget(d Decision) string {
 	if d.Action == Redirect {
 		return d.Host

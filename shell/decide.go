@@ -70,6 +70,7 @@ type Facts struct {
 	Renamed  string          // what the repository is called now that once had that name
 	Target   *mirrorcfg.Repo // of mirror-rename: what has the new name already
 	Governs  bool            // of the name that is to be new: see mirrorcfg.Server.Governs
+	Gitolite bool            // gitolite makes the repositories here
 	Create   bool            // [accept] create takes the name, of mirror-rename the new one
 	Delete   bool            // [accept] delete takes the name
 }
@@ -171,6 +172,8 @@ func decideRedirected(f Facts, peer Peer, req Request) Decision {
 		reason = req.Repo + " does not exist here"
 	case f.role() == mirrorcfg.Local:
 		reason = req.Repo + " is local"
+	case f.role() == mirrorcfg.Slave && f.Repo.Master == peer.name:
+		reason = fmt.Sprintf("%s and %s take each other for the master of %s: let gitolite.mirror.master name the same server on both", peer.name, f.Hostname, req.Repo)
 	case f.role() == mirrorcfg.Slave:
 		reason = f.Hostname + " is not the master of " + req.Repo
 	case !f.Repo.MayRedirect(f.Hostname, peer.name):

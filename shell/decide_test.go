@@ -175,7 +175,7 @@ func TestDecidePeer(t *testing.T) {
 		{"sam", "USER=alice SOC=git-receive-pack 'cycle'", no("frodo <==//== sam redirected push rejected: sam may not redirect pushes to cycle")},
 		// Never redirected again, though frodo would redirect a user's push to sam.
 		{"gollum", "USER=alice SOC=git-receive-pack 'sams'", no("frodo <==//== gollum redirected push rejected: frodo is not the master of sams")},
-		{"sam", "USER=alice SOC=git-receive-pack 'sams'", no("frodo <==//== sam redirected push rejected: frodo is not the master of sams")},
+		{"sam", "USER=alice SOC=git-receive-pack 'sams'", no("frodo <==//== sam redirected push rejected: sam and frodo take each other for the master of sams: let gitolite.mirror.master name the same server on both")},
 		{"sam", "USER=alice SOC=git-receive-pack 'local'", no("frodo <==//== sam redirected push rejected: local is local")},
 		{"sam", "USER=alice SOC=git-receive-pack 'local2'", no("frodo <==//== sam redirected push rejected: local2 is local")},
 		{"sam", "USER=alice SOC=git-receive-pack 'gone'", no("frodo <==//== sam redirected push rejected: gone does not exist here")},
@@ -260,7 +260,7 @@ func TestNoRedirectLoop(t *testing.T) {
 		t.Fatalf("%+v", d)
 	}
 	d = DecidePeer(sam, testPeer(t, "frodo"), parsed(t, "USER=alice SOC=git-receive-pack 'ip1'"))
-	if want := "sam <==//== frodo redirected push rejected: sam is not the master of ip1"; d.Action != Refuse || d.Message != want {
+	if want := "sam <==//== frodo redirected push rejected: frodo and sam take each other for the master of ip1: let gitolite.mirror.master name the same server on both"; d.Action != Refuse || d.Message != want {
 		t.Errorf("%+v, want %s", d, want)
 	}
 }
@@ -273,5 +273,14 @@ func TestIdentities(t *testing.T) {
 		if _, err := NewUser(name); err == nil {
 			t.Errorf("user %q", name)
 		}
+	}
+}
+
+// Where gitolite makes the repositories, git init is not the way.
+func TestMissingBesideGitolite(t *testing.T) {
+	d := DecidePeer(Facts{Hostname: "sam", Gitolite: true}, testPeer(t, "frodo"), parsed(t, "git-receive-pack 'ip1'"))
+	if want := "sam <==//== frodo mirror-push rejected: ip1 does not exist here: create it in gitolite.conf, with config gitolite.mirror.master = frodo, " +
+		`or let frodo do it: in the server configuration of sam, under [accept], create = ["ip1"]`; d.Action != Refuse || d.Message != want {
+		t.Errorf("%+v, want %s", d, want)
 	}
 }

@@ -63,6 +63,9 @@ func missing(f Facts, peer Peer, repo string) string {
 	}
 	byHand := fmt.Sprintf("%[1]s does not exist here%[3]s: create it, and set gitolite.mirror.master = %[2]s "+
 		"(git init --bare %[1]s.git; git -C %[1]s.git config gitolite.mirror.master %[2]s; mirror-shell install-hooks %[1]s)", repo, peer.name, renamed)
+	if f.Gitolite {
+		byHand = fmt.Sprintf("%s does not exist here%s: create it in gitolite.conf, with config gitolite.mirror.master = %s", repo, renamed, peer.name)
+	}
 	if f.Governs {
 		return byHand + ": it says who may do what on " + f.Hostname + ", and no master may create it"
 	}

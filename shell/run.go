@@ -128,7 +128,7 @@ func (s *Session) prepare(ctx context.Context) (Request, Facts, git.Repo, error)
 
 // look finds out what a decision about a repository depends on.
 func (s *Session) look(ctx context.Context, req Request) (Facts, git.Repo, error) {
-	facts := Facts{Hostname: s.Server.Hostname}
+	facts := Facts{Hostname: s.Server.Hostname, Gitolite: s.Server.Gitolite.Programs != ""}
 	cfg, repo, err := s.Server.OpenRepo(ctx, req.Repo)
 	if errors.Is(err, mirrorcfg.ErrNoRepo) {
 		facts.Renamed = repos.NewName(s.Server, req.Repo)

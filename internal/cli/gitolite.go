@@ -41,15 +41,16 @@ func (p *Program) gitoliteWhere(ctx context.Context) error {
 	if err != nil {
 		return refuse(fmt.Errorf("push refused: %w", err))
 	}
-	if cfg.Master == "" {
+	server, err := p.Server()
+	if err != nil && cfg.Master == "" {
 		fmt.Fprintln(p.Stdout, "here")
 		return nil
 	}
-	server, err := p.Server()
 	if err != nil {
 		return refuse(fmt.Errorf("push refused: %s has a master, but whether this server is it cannot be told: %w", cmd.Repo, err))
 	}
 	d := shell.DecideUser(shell.Facts{Hostname: server.Hostname, Repo: cfg}, user, shell.Request{Verb: shell.ReceivePack, Repo: cmd.Repo})
+	p.session(server).AuditPush(user, cmd.Repo, d)
 	switch d.Action {
 	case shell.RunGit:
 		fmt.Fprintln(p.Stdout, "here")

@@ -84,11 +84,12 @@ func (i *importing) configuration(ctx context.Context) error {
 		return err
 	}
 	rcFile := filepath.Join(home, ".gitolite.rc")
-	hostname, two, err := gitolite.ReadRC(rcFile)
+	text, err := gitolite.ReadRC(rcFile)
 	if err != nil {
 		return err
 	}
-	if i.two = two; !two {
+	hostname := text.Hostname
+	if i.two = text.Two; !i.two {
 		if i.rc, err = gitolite.Load(ctx); err != nil {
 			return err
 		}
@@ -96,9 +97,16 @@ func (i *importing) configuration(ctx context.Context) error {
 			hostname = i.rc.Hostname
 		}
 	}
+	base := text.RepoBase
+	if base != "" && !filepath.IsAbs(base) {
+		base = filepath.Join(home, base)
+	}
 	i.server, err = i.Server()
 	switch {
 	case err == nil:
+		if base != "" && filepath.Clean(base) != i.server.RepoBase {
+			i.warn("the repositories are in %s by %s, and in %s by repo_base in %s: let both name one directory", base, rcFile, i.server.RepoBase, i.server.File)
+		}
 		if hostname != "" && hostname != i.server.Hostname {
 			i.warn("this server is %s in %s, and %s in %s: let both name it alike", hostname, rcFile, i.server.Hostname, i.server.File)
 		}
@@ -109,17 +117,20 @@ func (i *importing) configuration(ctx context.Context) error {
 		return fmt.Errorf("%s does not name this server (HOSTNAME, in version 2 $GL_HOSTNAME): write %s with hostname = \"…\" first",
 			rcFile, filepath.Join(home, ".config/mirror-shell/config.toml"))
 	}
-	return i.newConfiguration(filepath.Join(home, ".config/mirror-shell/config.toml"), hostname)
+	return i.newConfiguration(filepath.Join(home, ".config/mirror-shell/config.toml"), hostname, base)
 }
 
-// newConfiguration writes a configuration where there is none.
-func (i *importing) newConfiguration(file, hostname string) error {
+// newConfiguration writes a configuration where there is none. base is where gitolite 2 has
+// the repositories, "" for where we look for them anyway.
+func (i *importing) newConfiguration(file, hostname, base string) error {
 	if i.Config != "" {
 		file = i.Config
 	}
 	text := fmt.Sprintf("hostname = %q\n", hostname)
 	if i.rc != nil {
 		text += fmt.Sprintf("repo_base = %q\n\n[gitolite]\nprograms = %q\n", i.rc.RepoBase, i.rc.Programs)
+	} else if base != "" {
+		text += fmt.Sprintf("repo_base = %q\n", base)
 	}
 	var err error
 	if i.server, err = mirrorcfg.Parse(file, text); err != nil {
@@ -164,6 +175,9 @@ func (i *importing) repositories(ctx context.Context) error {
 		}
 		if cfg.Master != "" || len(keys) > 0 {
 			mirrored++
+		}
+		if options[name].Stranded() && cfg.Master == "" {
+			i.warn("%s: it has copies and no master: gitolite serves it to nobody, and here it is not mirrored and users may push to it: set gitolite.mirror.master", name)
 		}
 		if err := i.repository(ctx, name, repo, keys); err != nil {
 			return fmt.Errorf("%s: %w", name, err)

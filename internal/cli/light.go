@@ -35,10 +35,19 @@ func (p *Program) forced(ctx context.Context) error {
 		fmt.Fprintf(p.Stderr, "fatal: this server cannot work, please tell its administrator: %v\n", err)
 		return Exit(1)
 	}
+	s := p.session(server)
+	s.HooksInstalled, s.InstallHooks = hooks.Installed, p.InstallHooksIn
+	s.BeginPush = func(ctx context.Context, push shell.Push, commands []sendpack.Command) ([]string, func(), error) {
+		return p.beginPush(ctx, s, push, commands)
+	}
+	return p.serve(ctx, s)
+}
+
+// session is one ssh session as sshd describes it, with its logs.
+func (p *Program) session(server *mirrorcfg.Server) *shell.Session {
 	log := slog.New(slog.DiscardHandler)
 	if file, err := server.OpenLog(); err == nil {
-		defer file.Close()
-		log = slog.New(slog.NewTextHandler(file, nil))
+		log = slog.New(slog.NewTextHandler(file, nil)) // open for as long as the session
 	} else {
 		fmt.Fprintf(p.Stderr, "mirror-shell: the log cannot be written: %v\n", err)
 	}
@@ -50,11 +59,7 @@ func (p *Program) forced(ctx context.Context) error {
 	if server.Log.Audit {
 		s.Audit, s.Key = server.AppendAudit, shell.KeyFromSSHD(os.Getenv("SSH_USER_AUTH"))
 	}
-	s.HooksInstalled, s.InstallHooks = hooks.Installed, p.InstallHooksIn
-	s.BeginPush = func(ctx context.Context, push shell.Push, commands []sendpack.Command) ([]string, func(), error) {
-		return p.beginPush(ctx, s, push, commands)
-	}
-	return p.serve(ctx, s)
+	return s
 }
 
 // InstallHooksIn puts our hooks into a repository.
@@ -270,7 +275,10 @@ func (p *Program) installHooks(ctx context.Context) error {
 		return err
 	}
 	err = p.installSelected(ctx, server, cmd.Repositories)
-	if cmd.All {
+	switch {
+	case cmd.All && server.Gitolite.Programs != "":
+		fmt.Fprintln(p.Stdout, "Repositories that gitolite makes from now on get the hooks by mirror-shell install-hooks --gitolite, once.")
+	case cmd.All:
 		fmt.Fprint(p.Stdout, futureHooks(p.Programs))
 	}
 	return err

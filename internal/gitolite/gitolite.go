@@ -34,6 +34,9 @@ import (
 // Trigger is what PRE_GIT in gitolite's configuration must have for pushes to be redirected.
 const Trigger = "MirrorShell::pre_git"
 
+// mirroringTrigger is in PRE_GIT when 'Mirroring' is in ENABLE: gitolite's own mirroring.
+const mirroringTrigger = "Mirroring::pre_git"
+
 // RC is what we need of gitolite's configuration.
 type RC struct {
 	Programs      string   // GL_BINDIR
@@ -125,6 +128,10 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 	if filepath.Clean(rc.RepoBase) != server.RepoBase {
 		add(false, "gitolite's repositories are in "+rc.RepoBase+", and repo_base is "+server.RepoBase, "let both name one directory")
 	}
+	if rc.Hostname != "" && rc.Hostname != server.Hostname {
+		add(true, "this server is "+rc.Hostname+" in ~/.gitolite.rc, and "+server.Hostname+" in "+server.File+": %HOSTNAME in gitolite.conf is another server's",
+			fmt.Sprintf("write HOSTNAME => '%s', in ~/.gitolite.rc, then gitolite setup", server.Hostname))
+	}
 	if rc.LocalCode == "" {
 		add(false, "LOCAL_CODE is not set in ~/.gitolite.rc", `uncomment LOCAL_CODE => "$ENV{HOME}/local", then mirror-shell install-hooks --gitolite`)
 	} else if !hooksInstalled {
@@ -133,7 +140,7 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 	if !allowsKey(rc.GitConfigKeys) {
 		add(true, "GIT_CONFIG_KEYS in ~/.gitolite.rc does not allow gitolite.mirror.*", `write GIT_CONFIG_KEYS => 'gitolite\.mirror\..*', to set these keys in gitolite.conf`)
 	}
-	if !hasTrigger(rc.PreGit) {
+	if !hasTrigger(rc.PreGit, Trigger) {
 		add(true, "PRE_GIT in ~/.gitolite.rc does not have "+Trigger+": pushes to a slave are refused, and not redirected",
 			"copy contrib/gitolite/lib (of the Debian package: /usr/share/mirror-shell/gitolite/lib) to LOCAL_CODE, and write PRE_GIT => ['"+Trigger+"'],")
 	} else if _, err := os.Stat(filepath.Join(rc.LocalCode, triggerFile)); rc.LocalCode != "" && errors.Is(err, fs.ErrNotExist) {
@@ -141,6 +148,16 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 			"copy contrib/gitolite/lib (of the Debian package: /usr/share/mirror-shell/gitolite/lib) to "+rc.LocalCode)
 	} else if started := rc.starts(); !sameFile(started, program) {
 		add(false, "gitolite starts "+started+", and this is "+program, fmt.Sprintf("write MIRROR_SHELL => '%s', in ~/.gitolite.rc", program))
+	}
+	if stale, err := rc.Stale(); err != nil {
+		add(false, "gitolite has not compiled its configuration: "+err.Error(), "gitolite setup")
+	} else if stale != "" {
+		add(false, "gitolite has not compiled what was pushed to gitolite-admin: "+stale+" is newer than "+filepath.Join(rc.AdminBase, compiled)+": the old rules and keys are in force",
+			"gitolite setup, which says what is wrong")
+	}
+	if hasTrigger(rc.PreGit, mirroringTrigger) {
+		add(true, "'Mirroring' is enabled in ~/.gitolite.rc: what has gitolite's own mirroring options is pushed by gitolite, too, and by its git push --mirror",
+			"take it out of ENABLE when mirror-shell import-gitolite has nothing left to import")
 	}
 	return found
 }
@@ -194,9 +211,9 @@ func allowsKey(patterns string) bool {
 	return false
 }
 
-func hasTrigger(triggers []string) bool {
+func hasTrigger(triggers []string, trigger string) bool {
 	for _, t := range triggers {
-		if name, _, _ := strings.Cut(strings.TrimSpace(t), " "); name == Trigger || name == "Gitolite::Triggers::"+Trigger {
+		if name, _, _ := strings.Cut(strings.TrimSpace(t), " "); name == trigger || name == "Gitolite::Triggers::"+trigger {
 			return true
 		}
 	}

@@ -118,35 +118,67 @@ func (o Options) Keys() (map[string]string, error) {
 	case len(trusted) == 1 && trusted[0] == "all":
 		set("gitolite.mirror.redirectOK", all)
 	default:
-		set("gitolite.mirror.redirectOK", slices.DeleteFunc(trusted, func(host string) bool { return mirrorcfg.CheckHost(host) != nil }))
+		// gitolite lets no host redirect that is no copy, whatever this option says; our list
+		// alone would.
+		slices.Sort(trusted)
+		set("gitolite.mirror.redirectOK", slices.DeleteFunc(slices.Compact(trusted), func(host string) bool { return !slices.Contains(all, host) }))
 	}
 	return keys, nil
 }
+
+// Stranded reports whether gitolite serves the repository to nobody: it has copies, and no
+// master. Without a master a repository is not mirrored here, and users may push to it.
+func (o Options) Stranded() bool { return o["mirror.master"] == "" && len(o.copies()) > 0 }
 
 // rcHostname is how both versions write the server's name: $GL_HOSTNAME = "frodo"; in
 // version 2, HOSTNAME => "frodo", in version 3.
 var rcHostname = lazyregexp.New(`^\s*(?:our\s+)?(?:\$GL_HOSTNAME\s*=|HOSTNAME\s*=>)\s*(?:"([^"]*)"|'([^']*)')`)
 
+// rcBase is how version 2 says where the repositories are: $REPO_BASE = "repositories";
+var rcBase = regexp.MustCompile(`^\s*(?:our\s+)?\$REPO_BASE\s*=\s*(.*?)\s*;`)
+
+// rcString is a string in which Perl has nothing to put.
+var rcString = regexp.MustCompile(`^(?:"([^"$@\\]*)"|'([^'\\]*)')$`)
+
 // version2 is what only a configuration of gitolite 2 has.
 var version2 = lazyregexp.New(`(?m)^\s*(?:our\s+)?\$GL_[A-Z_]+\s*=`)
 
-// ReadRC reads ~/.gitolite.rc as text: the name of the server ("" when it has none), and
-// whether it is gitolite 2's. It is a program in Perl, of which this sees no more than
-// a plain assignment.
-func ReadRC(file string) (hostname string, two bool, err error) {
+// Text is what ~/.gitolite.rc says of itself, read as text: it is a program in Perl, of
+// which this sees no more than plain assignments.
+type Text struct {
+	Hostname string // "" when it has none
+	Two      bool   // it is gitolite 2's
+	RepoBase string // of gitolite 2, below the home directory or a full path; "" when it is not set
+}
+
+// ReadRC reads ~/.gitolite.rc. A place of the repositories that only Perl could tell is an
+// error.
+func ReadRC(file string) (rc Text, err error) {
 	f, err := os.Open(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", false, fmt.Errorf("%w: there is no gitolite in this account", err)
+		return rc, fmt.Errorf("%w: there is no gitolite in this account", err)
 	}
 	if err != nil {
-		return "", false, err
+		return rc, err
 	}
 	defer f.Close()
+	base := ""
 	for scan := bufio.NewScanner(f); scan.Scan(); {
 		if m := rcHostname.FindStringSubmatch(scan.Text()); m != nil {
-			hostname = m[1] + m[2]
+			rc.Hostname = m[1] + m[2]
 		}
-		two = two || version2.MatchString(scan.Text())
+		if m := rcBase.FindStringSubmatch(scan.Text()); m != nil {
+			base = m[1]
+		}
+		rc.Two = rc.Two || version2.MatchString(scan.Text())
 	}
-	return hostname, two, nil
+	if base == "" || !rc.Two {
+		return rc, nil
+	}
+	m := rcString.FindStringSubmatch(base)
+	if m == nil {
+		return rc, fmt.Errorf("%s: where the repositories are cannot be told from $REPO_BASE = %s: write it there as a plain string", file, base)
+	}
+	rc.RepoBase = m[1] + m[2]
+	return rc, nil
 }

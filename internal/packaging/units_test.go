@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,6 +55,24 @@ func TestUnits(t *testing.T) {
 		}
 	}
 	checkUnits(t, dir, []string{"SYSTEMD_UNIT_PATH=" + dir + ":"})
+}
+
+// Whatever of ours can be enabled is disabled before its program goes.
+func TestRemovalDisables(t *testing.T) {
+	script := strings.Fields(readFile(t, "../../contrib/packaging/prerm"))
+	enabled := 0
+	for _, file := range glob("../../contrib/systemd/*") {
+		if !strings.Contains(readFile(t, file), "\n[Install]\n") {
+			continue
+		}
+		enabled++
+		if !slices.Contains(script, filepath.Base(file)) {
+			t.Errorf("prerm leaves %s enabled", filepath.Base(file))
+		}
+	}
+	if enabled == 0 {
+		t.Error("nothing can be enabled")
+	}
 }
 
 // TestLogrotate rotates both logs, between lines of the audit log.

@@ -2,6 +2,8 @@ package testenv_test
 
 import (
 	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -92,6 +94,27 @@ func TestGitoliteHosts(t *testing.T) {
 	if strings.Contains(frodo.Host().RefText(t, "ip1"), "forbidden") {
 		t.Error("a forbidden branch was created")
 	}
+	// Over http gitolite tells the reason, since our standard error is the web server's.
+	overHTTP := func(repo string) string {
+		return sam.Host().Run(t, "env", "REMOTE_USER=alice", "REMOTE_ADDR=127.0.0.1", "REQUEST_METHOD=GET", "GIT_HTTP_EXPORT_ALL=1", "SERVER_NAME=sam", "SERVER_PORT=80",
+			"REQUEST_URI=/git/"+repo+".git/info/refs?service=git-receive-pack", "PATH_INFO=/"+repo+".git/info/refs", "QUERY_STRING=service=git-receive-pack",
+			"GIT_PROJECT_ROOT="+sam.Host().Home("repositories"), "GITOLITE_HTTP_HOME="+sam.Host().Home(), "/usr/share/gitolite3/gitolite-shell").Stdout
+	}
+	for repo, want := range map[string]string{"closed": "ERR FATAL: sam is not the master of closed, please push to frodo", "ip1": "ERR FATAL: mirror-shell: pushes over http cannot be redirected, please push over ssh"} {
+		if out := overHTTP(repo); !strings.Contains(out, want) {
+			t.Errorf("a push to %s over http, without %q:\n%s", repo, want, out)
+		}
+	}
+	// The audit log has what came in by gitolite-shell, too.
+	for g, want := range map[*testenv.Gitolite]string{
+		frodo: `"event":"command","server":"frodo",.*"user":"alice",.*"from":"127.0.0.1:[0-9]+","verb":"git-receive-pack","repository":"ip1","result":"allowed"}`,
+		sam:   `"user":"alice",.*"repository":"closed","result":"refused","reason":"sam is not the master of closed, please push to frodo"}`,
+	} {
+		audit, err := os.ReadFile(filepath.Join(g.Host().StateDir(), "audit.log"))
+		if err != nil || !regexp.MustCompile(want).Match(audit) {
+			t.Errorf("the audit log of %s, %v, is without %s:\n%s", g.Name, err, want, audit)
+		}
+	}
 	// Without the trigger the hook refuses.
 	rc, err := os.ReadFile(sam.Host().Home(".gitolite.rc"))
 	if err != nil {
@@ -101,6 +124,19 @@ func TestGitoliteHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(push("sam:closed", "main"), 1, "remote: fatal: sam is not the master of closed, please push to frodo")
+	// A program that cannot be started is named with the reason, once.
+	broken := strings.Replace(string(rc), "MIRROR_SHELL => '", "MIRROR_SHELL => '/nowhere", 1)
+	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), []byte(broken), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r = push("sam:closed", "main")
+	expect(r, 1, "mirror-shell: No such file or directory")
+	if strings.Contains(r.Stderr, "WARNING") {
+		t.Errorf("perl warns, too: %s", r)
+	}
+	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), []byte(strings.Replace(string(rc), "PRE_GIT", "NO_PRE_GIT", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	// … and believes no environment: sshd here accepts what it should not.
 	expect(alice.Run(t, work, "env", "MIRROR_SHELL_PEER=frodo", "git", "-c", "core.sshCommand=ssh -o SendEnv=MIRROR_SHELL_PEER", "push", "sam:closed", "HEAD:refs/heads/main"),
 		1, "remote: fatal: sam is not the master of closed, please push to frodo")
@@ -136,6 +172,26 @@ func TestGitoliteHosts(t *testing.T) {
 		t.Errorf("gitolite's update hook has run:\n%s", out)
 	}
 
+	// A gitolite-admin that sam cannot compile comes there all the same: doctor tells.
+	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), []byte(strings.Replace(string(rc), "GIT_CONFIG_KEYS", "NO_KEYS", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	frodo.AddConf(t, "\nrepo notes\n    RW+ = alice\n")
+	arrives("gitolite-admin")
+	stale := func(g *testenv.Gitolite) bool {
+		return strings.Contains(g.Host().Run(t, "mirror-shell", "doctor").Stdout, "fail  gitolite: gitolite has not compiled what was pushed to gitolite-admin")
+	}
+	if !testenv.Poll(func() bool { return stale(sam) }) || stale(frodo) {
+		t.Error("doctor does not see which gitolite has not compiled its configuration")
+	}
+	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), rc, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sam.Host().MustRun(t, "gitolite", "setup")
+
+	if out := sam.Host().MustRun(t, "mirror-shell", "install-hooks", "--all"); !strings.Contains(out, "install-hooks --gitolite") || strings.Contains(out, "templateDir") {
+		t.Errorf("install-hooks --all beside gitolite: %s", out)
+	}
 	for _, g := range []*testenv.Gitolite{frodo, sam} {
 		if r := g.Host().Run(t, "mirror-shell", "doctor"); !strings.Contains(r.Stdout, "ok    gitolite: ") || !strings.Contains(r.Stdout, "ok    hooks: ") {
 			t.Errorf("doctor on %s: %s", g.Name, r)

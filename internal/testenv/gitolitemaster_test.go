@@ -143,7 +143,7 @@ repo ip1
     option mirror.master = frodo
     option mirror.copies-1 = sam
     option mirror.copies.nosync.2 = gollum
-    option mirror.redirectOK = sam
+    option mirror.redirectOK = sam merry
 `, alice.Client)
 	}
 	frodo, sam := hosts[0].Host(), hosts[1].Host()
@@ -158,6 +158,7 @@ repo ip1
 		authorized, _ := os.ReadFile(s.Home(".ssh/authorized_keys"))
 		dry := s.MustRun(t, "mirror-shell", "import-gitolite")
 		for _, want := range []string{"would write " + config, `hostname = "` + s.Name + `"`, "would set in ip1: gitolite.mirror.slaves = sam\n", "would let peer ",
+			"would set in ip1: gitolite.mirror.redirectOK = sam\n",
 			"    config gitolite.mirror.nosync = gollum", "nothing was changed; to do these 6 things"} {
 			if !strings.Contains(dry, want) {
 				t.Errorf("on %s, without %q:\n%s", s.Name, want, dry)

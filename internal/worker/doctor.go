@@ -142,10 +142,16 @@ func (c *command) examineForeign(ctx context.Context, peer string, err error) []
 	}
 	text, err := c.ask(ctx, peer, "info")
 	if err != nil {
+		if what, plain := c.plainGit(ctx, peer, err); plain {
+			return []Finding{{check, ok, fmt.Sprintf("%s → %s: %s, without mirror-shell; HEAD and metadata do not travel to it", c.server.Hostname, peer, what), ""}}
+		}
 		return []Finding{{check, fail, fmt.Sprintf("%s → %s: %s", c.server.Hostname, peer, proc.OneLine(err.Error(), 300)), do}}
 	}
 	if user, version, ok := gitoliteGreeting(text); ok {
 		return []Finding{judgeGitolite(c.server.Hostname, peer, user, version)}
+	}
+	if finding, ok := judgeUser(c.server.Hostname, peer, text); ok {
+		return []Finding{finding}
 	}
 	return []Finding{{check, warn, fmt.Sprintf("%s → %s: answers, and is not mirror-shell: %s", c.server.Hostname, peer, proc.OneLine(text, 120)),
 		"nothing, if that is so; HEAD and metadata do not travel to it"}}

@@ -58,3 +58,18 @@ func FuzzGitoliteGreeting(f *testing.F) {
 		}
 	})
 }
+
+func TestJudgeUser(t *testing.T) {
+	for text, want := range map[string]bool{
+		"Hello frodo, I am sam.\n local   ip1":                      true,
+		"Hello frodo, I am sam.":                                    true,
+		"Hello frodo, I am gollum.":                                 false, // doctor has another finding for that
+		"Hello frodo, I am sam. And more":                           false,
+		"hello server-frodo, this is git@sam running gitolite3 3.6": false,
+		"": false,
+	} {
+		if f, got := judgeUser("frodo", "sam", text); got != want || got && (f.Level != fail || f.Do == "") {
+			t.Errorf("%q: %v, %+v", text, got, f)
+		}
+	}
+}

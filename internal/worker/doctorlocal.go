@@ -39,7 +39,7 @@ func (c *command) examineServer(ctx context.Context) []Finding {
 			findings = append(findings, Finding{"programs", fail, err.Error(), "install all four programs into one directory"})
 		}
 	}
-	return findings
+	return append(findings, c.examineCommands()...)
 }
 
 func gitVersion(ctx context.Context) Finding {

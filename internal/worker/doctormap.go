@@ -51,7 +51,7 @@ const applyIt = "mirror-shell apply --from-repository"
 
 func mapFindings(m mirrorcfg.MapConfig, result cli.Applied, err error) []Finding {
 	if err != nil {
-		return []Finding{{"map", fail, proc.OneLine(err.Error(), 300), "correct " + m.File + " in " + m.Repository + " and push it"}}
+		return []Finding{{"map", fail, proc.OneLine(err.Error(), 300), "correct it in " + m.Repository + " and push"}}
 	}
 	var findings []Finding
 	var differ []string

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -377,7 +378,7 @@ func (r *syncRun) fail(e syncEntry) {
 	case what == "":
 		what = "repositories"
 	}
-	fmt.Fprintf(r.shown, "mirror-shell: %s: %s: %s\n", what, e.State, e.Error)
+	fmt.Fprintf(r.shown, "mirror-shell: %s: %s: %s\n", what, e.State, strings.TrimPrefix(e.Error, string(e.State)+": "))
 }
 
 // dryRun names what would be pushed.

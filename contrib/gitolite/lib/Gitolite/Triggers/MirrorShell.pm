@@ -36,25 +36,33 @@ sub pre_git {
 
     gl_log( 'mirror-shell', 'redirect', $repo, $user );
     $ENV{SSH_ORIGINAL_COMMAND} = "git-receive-pack '$repo'";
+    no warnings 'exec';    # it would say the same, and the reason in $! would be lost
     exec {$program} $program, 'user', $user or _die "mirror-shell: $program: $!";
 }
 
 # ask runs a program, never through a shell, and returns its one line of output. Its
-# reasons go to the user by its standard error. One that fails ends the session: a
-# slave that takes a user's push loses it at the next push of its master.
+# reasons go to the user by its standard error, or over http, where that is the web
+# server's log, by gitolite. One that fails ends the session: a slave that takes a user's
+# push loses it at the next push of its master.
 sub ask {
     my @command = @_;
     my $pid = open( my $answer, '-|' );
     _die "mirror-shell: fork: $!" if not defined $pid;
     if ( not $pid ) {
+        open( STDERR, '>&', \*STDOUT ) if $ENV{REQUEST_URI};
+        no warnings 'exec';
         exec { $command[0] } @command or print STDERR "FATAL: mirror-shell: $command[0]: $!\n";
         require POSIX;
         POSIX::_exit(127);
     }
     my $line = <$answer>;
-    exit 1 if not close($answer);
-    chomp($line) if defined $line;
-    return defined $line ? $line : '';
+    my $done = close($answer);
+    $line = '' if not defined $line;
+    chomp($line);
+    return $line if $done;
+    exit 1 if not $ENV{REQUEST_URI};
+    $line =~ s/^fatal: //i;
+    _die $line;
 }
 
 1;
