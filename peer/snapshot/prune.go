@@ -247,7 +247,7 @@ func (p *pruning) extend(ctx context.Context) error {
 	if p.lease == nil {
 		return nil
 	}
-	n, err := p.v.extend(ctx, p.stay, p.named.stays)
+	n, err := p.v.extend(ctx, p.stay, p.named)
 	p.report.Extended = n
 	return err
 }
@@ -270,12 +270,11 @@ func (v *Vault) Extend(ctx context.Context, repository string) (int, error) {
 	if err := named.add(ctx, names, true); err != nil {
 		return 0, err
 	}
-	return v.extend(ctx, names, named.stays)
+	return v.extend(ctx, names, named)
 }
 
-// extend is Extend for the manifests called names and the data that they need, key → until when it is known to
-// be retained. A blob that is gone does not stop the others.
-func (v *Vault) extend(ctx context.Context, names []Name, data map[string]time.Time) (int, error) {
+// extend is Extend for the manifests called names and the data that those that stay need. A blob that is gone does not stop the others.
+func (v *Vault) extend(ctx context.Context, names []Name, named *inventory) (int, error) {
 	retainer, ok := v.Store.(store.Retainer)
 	if !ok || v.Retain == 0 {
 		return 0, nil
@@ -283,11 +282,11 @@ func (v *Vault) extend(ctx context.Context, names []Name, data map[string]time.T
 	enough := v.now().Add(v.Retain / 2)
 	var keys []string
 	for _, n := range names {
-		if n.Time.Add(v.Retain).Before(enough) { // as it was published
+		if n.Time.Add(named.retain[n.Key()]).Before(enough) {
 			keys = append(keys, n.Key())
 		}
 	}
-	for key, known := range data {
+	for key, known := range named.stays {
 		if known.Before(enough) {
 			keys = append(keys, key)
 		}

@@ -31,6 +31,8 @@ type recalled struct {
 	Looked time.Time `json:"looked,omitzero"` // when the store was last asked whether the snapshot is bad
 	// Unchecked: the snapshot was published, and nobody has walked through its history yet.
 	Unchecked bool `json:"unchecked,omitempty"`
+	// Retain is the manifest's, in seconds, 0: not known, or 0.
+	Retain int64 `json:"retain,omitempty"`
 }
 
 func (m memoryDir) read(name string) []byte {

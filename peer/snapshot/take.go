@@ -9,7 +9,6 @@ import (
 
 	"mirror-shell/internal/git"
 	"mirror-shell/mirrorcfg"
-	"mirror-shell/peer/store"
 )
 
 // Source is what a snapshot is taken of.
@@ -171,8 +170,12 @@ func (t *taking) run(ctx context.Context) (err error) {
 		return err
 	}
 	t.result.Phases.Read = t.v.now().Sub(t.began)
-	if same && !bad && !t.retentionDue() {
-		return t.unchanged(ctx, known)
+	if same && !bad {
+		if due, err := t.retentionDue(ctx, &known); err != nil {
+			return err
+		} else if !due {
+			return t.unchanged(ctx, known)
+		}
 	}
 	if t.src.Look {
 		return nil
@@ -261,10 +264,28 @@ func (t *taking) unchanged(ctx context.Context, known recalled) error {
 
 // retentionDue reports whether an unchanged repository needs a new snapshot so that the retention of what it
 // consists of does not end. When a snapshot is made everything in it is retained for at least half of
-// the vault's Retain; a quarter is left for runs that fail.
-func (t *taking) retentionDue() bool {
-	_, can := t.v.Store.(store.Retainer)
-	return can && t.v.Retain > 0 && t.v.now().Sub(t.latest.Time) > t.v.Retain/4
+// the vault's Retain; a quarter is left for runs that fail. One that was made when the vault retained nothing, or for
+// less, does not hold what the vault promises now.
+func (t *taking) retentionDue(ctx context.Context, known *recalled) (bool, error) {
+	retain := t.v.retains()
+	if retain == 0 {
+		return false, nil
+	}
+	if t.v.now().Sub(t.latest.Time) > retain/4 {
+		return true, nil
+	}
+	if seconds := int64(retain / time.Second); known.Retain < seconds {
+		m, err := t.load(ctx)
+		if errors.Is(err, ErrKey) || errors.Is(err, ErrDamaged) { // loadBase will say so, when there is something to add
+			return false, nil
+		}
+		if err != nil || m.Retain < seconds {
+			return err == nil, err
+		}
+		known.Retain = m.Retain
+		t.memory.remember(*known)
+	}
+	return false, nil
 }
 
 // prepare finds out what the new snapshot is built on. What is known to be bad, or was never walked through, is not

@@ -51,7 +51,7 @@ func (t *taking) make(ctx context.Context) error {
 	}
 	t.result.Checked = true
 	t.memory.keepManifest(t.result.Name.Sum, &m)
-	t.memory.remember(recalled{Sum: t.result.Name.Sum, Looked: t.v.now()})
+	t.memory.remember(recalled{Sum: t.result.Name.Sum, Looked: t.v.now(), Retain: m.Retain})
 	return nil
 }
 
