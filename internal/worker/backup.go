@@ -87,9 +87,10 @@ func (c *command) backup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Backup.ID != "" {
-		if err := snapshot.CheckID(c.Backup.ID); err != nil {
-			return cli.Usage{Message: err.Error()}
+	var id string
+	if c.Backup.ID != nil { // an empty one is a script's mistake
+		if id = *c.Backup.ID; snapshot.CheckID(id) != nil {
+			return cli.Usage{Message: snapshot.CheckID(id).Error()}
 		}
 	}
 	peers, stop := c.newPeers()
@@ -99,7 +100,7 @@ func (c *command) backup(ctx context.Context) error {
 		return err
 	}
 	r := c.newBackupRun(name, peers)
-	r.id, r.summary.ID = c.Backup.ID, c.Backup.ID
+	r.id, r.summary.ID = id, id
 	r.shown = newProgress(c.Stderr, c.Backup.Quiet || c.Backup.JSON)
 	defer r.shown.Close()
 	changed, err := r.look(ctx, c.Backup.Repositories)

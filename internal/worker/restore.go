@@ -42,6 +42,7 @@ type restoreRun struct {
 	*command
 	vault *snapshot.Vault
 	at    time.Time // zero: the latest snapshots
+	id    string    // of the run; "": any
 	shown *progress
 	bytes *stage
 	began time.Time
@@ -55,8 +56,14 @@ func (c *command) restore(ctx context.Context) error {
 		return cli.Usage{Message: "name repositories, or give --all"}
 	}
 	r := &restoreRun{command: c, began: time.Now()}
-	if c.Restore.At != "" {
-		at, err := snapshot.ParseTime(c.Restore.At, r.began, time.Local)
+	// What is given and empty comes from a script whose variable was not set: the latest is not what it wants.
+	if c.Restore.ID != nil {
+		if r.id = *c.Restore.ID; snapshot.CheckID(r.id) != nil {
+			return cli.Usage{Message: snapshot.CheckID(r.id).Error()}
+		}
+	}
+	if c.Restore.At != nil {
+		at, err := snapshot.ParseTime(*c.Restore.At, r.began, time.Local)
 		if err != nil {
 			return cli.Usage{Message: err.Error()}
 		}
@@ -145,7 +152,7 @@ func (r *restoreRun) run(ctx context.Context, names []string) {
 
 // one restores one repository. Its error is that the repository is not there as it was.
 func (r *restoreRun) one(ctx context.Context, name string, out *restored) error {
-	chosen, err := r.vault.Choose(ctx, name, r.at, r.Restore.ID)
+	chosen, err := r.vault.Choose(ctx, name, r.at, r.id)
 	if errors.Is(err, snapshot.ErrNoSnapshot) {
 		err = r.absent(ctx, name, chosen)
 		if r.wide() {
@@ -186,8 +193,8 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 
 // absent says why nothing fits, and what there is.
 func (r *restoreRun) absent(ctx context.Context, name string, chosen snapshot.Choice) error {
-	if r.Restore.ID != "" {
-		return fmt.Errorf("it has no part in the run %s: mirror-shell snapshots %s lists what there is", r.Restore.ID, name)
+	if r.id != "" {
+		return fmt.Errorf("it has no part in the run %s: mirror-shell snapshots %s lists what there is", r.id, name)
 	}
 	if len(chosen.Notes) > 0 {
 		return fmt.Errorf("%s, and there is none before that", chosen.Notes[len(chosen.Notes)-1])

@@ -215,7 +215,7 @@ func TestTakeUncheckedElsewhere(t *testing.T) {
 func TestWithinKeepsWhatWasThenTheLatest(t *testing.T) {
 	at := func(days int) time.Time { return time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC).AddDate(0, 0, -days) }
 	names := []Name{named(at(0), 0, ""), named(at(1), 1, ""), named(at(30), 2, ""), named(at(40), 3, ""), named(at(50), 4, "")}
-	stay, _ := Policy{Within: 7 * 24 * time.Hour}.choose(names, map[string]bool{names[2].Sum: true}, at(0))
+	stay, _ := Policy{Within: 7 * 24 * time.Hour}.choose(names, map[string]bool{names[2].Sum: true}, nil, at(0))
 	if len(stay) != 3 || stay[2] != names[3] {
 		t.Errorf("%v", stay)
 	}

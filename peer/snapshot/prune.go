@@ -127,7 +127,7 @@ func (p *pruning) look(ctx context.Context) error {
 	if err := p.v.needIdentities(names); err != nil {
 		return err
 	}
-	p.stay, p.gone = p.policy.choose(names, knownBad(p.checks), p.v.now())
+	p.stay, p.gone = p.policy.choose(names, knownBad(p.checks), foundSame(p.checks), p.v.now())
 	p.report.Kept = len(p.stay)
 	p.named = p.v.newInventory()
 	if err := p.named.add(ctx, p.stay, true); err != nil {
@@ -145,6 +145,17 @@ func knownBad(checks []checkName) map[string]bool {
 		}
 	}
 	return bad
+}
+
+// foundSame returns the IDs of the runs that found a snapshot unchanged, newest first, by its Sum.
+func foundSame(checks []checkName) map[string][]string {
+	runs := map[string][]string{}
+	for _, c := range checks {
+		if c.Kind == checkSame && c.ID != "" && !slices.Contains(runs[c.Sum], c.ID) {
+			runs[c.Sum] = append(runs[c.Sum], c.ID)
+		}
+	}
+	return runs
 }
 
 // gracePlus is the age from which on a mark and its candidates count as old. Backups measure half a grace
@@ -228,7 +239,7 @@ func (p *pruning) thin(ctx context.Context) error {
 			same, keys[as.Key()] = append(same, as), c.key()
 		}
 	}
-	_, thinned := p.policy.choose(same, nil, p.v.now())
+	_, thinned := p.policy.choose(same, nil, nil, p.v.now())
 	for _, n := range thinned {
 		drop = append(drop, keys[n.Key()])
 	}
