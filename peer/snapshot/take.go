@@ -297,7 +297,7 @@ func (t *taking) prepare(ctx context.Context, bad, unchecked bool) (err error) {
 	if t.tmp, err = git.NewScratch(t.scratch); err != nil {
 		return err
 	}
-	t.put = &putter{v: t.v, scratch: t.scratch, fresh: bad && !unchecked}
+	t.put = &putter{v: t.v, scratch: t.scratch, fresh: bad && !unchecked, attempt: t.memory.recallAttempt()}
 	switch {
 	case bad:
 		t.note("the latest snapshot is not known to be whole: everything is taken anew")

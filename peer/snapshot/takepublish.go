@@ -44,6 +44,7 @@ func (t *taking) make(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	t.put.attempt.end()
 	err = t.check(ctx, fresh)
 	lap(&t.result.Phases.Check)
 	if err != nil {
