@@ -289,3 +289,21 @@ func TestPrivateFilesStayPrivate(t *testing.T) {
 		}
 	}
 }
+
+// Two servers that take each other's repository for their own are told.
+func TestTakeAfterAnotherServer(t *testing.T) {
+	v, _ := testVault(t)
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	src := sourceOf(t, r)
+	takeNow(t, v, src)
+	commitTo(t, r, "refs/heads/main", "2 second")
+	v.Server, src.Memory = "sam", ""
+	if got := takeNow(t, v, src); !strings.Contains(got.Note, "the snapshot before was made by frodo") {
+		t.Errorf("%q", got.Note)
+	}
+	commitTo(t, r, "refs/heads/main", "3 third")
+	if got := takeNow(t, v, src); got.Note != "" {
+		t.Errorf("%q", got.Note)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/proc"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -334,6 +335,9 @@ func (t *taking) loadBase(ctx context.Context) error {
 		t.note("the latest snapshot is not encrypted for the recipients that are configured now: everything is taken anew")
 		t.put.fresh = true
 		return nil
+	}
+	if base.Server != t.v.Server {
+		t.note(fmt.Sprintf("the snapshot before was made by %s: servers that share a vault must not back up repositories of the same name", proc.OneLine(base.Server, 80)))
 	}
 	t.base = base
 	return nil
