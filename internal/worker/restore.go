@@ -76,7 +76,7 @@ func (c *command) restore(ctx context.Context) error {
 		}
 		c.Restore.Into = abs
 	}
-	_, vault, err := c.vault(ctx, c.Restore.From)
+	name, vault, err := c.vault(ctx, c.Restore.From)
 	if err != nil {
 		return err
 	}
@@ -84,6 +84,9 @@ func (c *command) restore(ctx context.Context) error {
 	names, err := inVault(ctx, vault, c.Restore.Repositories)
 	if err != nil {
 		return err
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("%s has nothing in it: correct url of [peer.%s] in %s, bucket, prefix and all", name, name, c.server.File)
 	}
 	r.shown = newProgress(c.Stderr, c.Restore.Quiet || c.Restore.JSON)
 	defer r.shown.Close()
@@ -132,10 +135,10 @@ func (r *restoreRun) run(ctx context.Context, names []string) {
 	all.SetLimit(min(r.server.Worker.Jobs, max(2, runtime.NumCPU())))
 	for _, name := range names {
 		all.Go(func() error {
-			defer done.Done(1)
 			if ctx.Err() != nil {
 				return nil // finish tells
 			}
+			defer done.Done(1)
 			out := restored{Repository: name}
 			if err := r.one(ctx, name, &out); err != nil {
 				out.Error = proc.OneLine(err.Error(), 1000)
