@@ -146,8 +146,8 @@ func (b *Backup) check() error {
 	}
 	for key, globs := range map[string][]string{"include": b.Include, "exclude": b.Exclude} {
 		for _, glob := range globs {
-			if err := CheckGlob(glob); err != nil {
-				return fmt.Errorf("%s: %w", key, err)
+			if CheckGlob(glob) != nil {
+				return fmt.Errorf("%s: glob %.80q: write a path in a repository with * ? [a-z] or **, such as \"hooks/**\"", key, glob)
 			}
 		}
 	}

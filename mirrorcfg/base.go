@@ -97,11 +97,24 @@ func (s *Server) NameOf(dir string) (string, error) {
 // lexical order of their paths. Directories that cannot be read are an error
 // after the others: they are never taken for absent ones.
 func (s *Server) Repositories() ([]string, error) {
+	names, _, err := s.Survey()
+	return names, err
+}
+
+// NotServed is a directory below repo_base that looks like a repository and is none to us.
+type NotServed struct {
+	Path   string // below repo_base, as it is: any bytes
+	Reason error  // ErrName, ErrNoRepo, or what keeps it from being read
+}
+
+// Survey returns what Repositories does, and what it leaves out although its name ends in ".git":
+// names that we do not take, links out of repo_base, what git does not take for a repository. The .git
+// of a working tree is not counted.
+func (s *Server) Survey() (names []string, notServed []NotServed, err error) {
 	base, err := s.Base()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var names []string
 	var problems []error
 	err = filepath.WalkDir(base, func(dir string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -117,17 +130,18 @@ func (s *Server) Repositories() ([]string, error) {
 		if !d.IsDir() && d.Type()&os.ModeSymlink == 0 {
 			return nil
 		}
-		if name, err := CleanRepo(strings.TrimPrefix(dir, base+"/")); err == nil {
-			if _, _, err := s.Find(name); err == nil {
-				names = append(names, name)
-			}
+		path := strings.TrimPrefix(dir, base+"/")
+		if name, _, err := s.Find(path); err == nil {
+			names = append(names, name)
+		} else if filepath.Base(path) != ".git" && !strings.Contains("/"+path, "/"+PrivateDir) { // what is being made
+			notServed = append(notServed, NotServed{path, err})
 		}
 		if d.IsDir() {
 			return fs.SkipDir
 		}
 		return nil
 	})
-	return names, errors.Join(append(problems, err)...)
+	return names, notServed, errors.Join(append(problems, err)...)
 }
 
 // Select returns the repositories that match one of the patterns (names or

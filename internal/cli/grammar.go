@@ -130,7 +130,7 @@ type RepoArgCmd struct {
 // BackupCmd is backup [REPO|GLOB]... --to PEER [--id ID].
 type BackupCmd struct {
 	To           string   `help:"Backup peer (may be left out when there is one only)." placeholder:"PEER"`
-	ID           string   `name:"id" help:"A name for this run over all repositories, to restore it by: letters, digits, dots, dashes, underscores." placeholder:"ID"`
+	ID           *string  `name:"id" help:"A name for this run over all repositories, to restore it by: letters, digits, dots, dashes, underscores." placeholder:"ID"`
 	JSON         bool     `name:"json" help:"Print the result as JSON."`
 	Quiet        bool     `short:"q" help:"Print failures, and the summary only when there are failures; for cron."`
 	Repositories []string `arg:"" optional:"" name:"repo|glob" help:"Repositories (default: all)."`
@@ -146,8 +146,8 @@ type SnapshotsCmd struct {
 // RestoreCmd is restore REPO|GLOB|--all --from PEER [--at TIME|--id ID] --into DIR|--in-place.
 type RestoreCmd struct {
 	From         string   `help:"Backup peer (may be left out when there is one only)." placeholder:"PEER"`
-	At           string   `help:"Restore what was the latest snapshot then: \"2026-11-22 03:55\", \"3 days ago\", or a time with a zone (default: the latest of all)." placeholder:"TIME" xor:"when"`
-	ID           string   `name:"id" help:"Restore the run that was given this ID." placeholder:"ID" xor:"when"`
+	At           *string  `help:"Restore what was the latest snapshot then: \"2026-11-22 03:55\", \"3 days ago\", or a time with a zone (default: the latest of all)." placeholder:"TIME" xor:"when"`
+	ID           *string  `name:"id" help:"Restore the run that was given this ID." placeholder:"ID" xor:"when"`
 	Into         string   `help:"Make the repositories below this directory (either this or --in-place is needed)." placeholder:"DIR" xor:"where" required:""`
 	InPlace      bool     `help:"Make them below repo_base, in place of what is there, which is moved aside." xor:"where" required:""`
 	All          bool     `help:"Every repository in the vault."`

@@ -135,10 +135,10 @@ func (o Options) Stranded() bool { return o["mirror.master"] == "" && len(o.copi
 var rcHostname = lazyregexp.New(`^\s*(?:our\s+)?(?:\$GL_HOSTNAME\s*=|HOSTNAME\s*=>)\s*(?:"([^"]*)"|'([^']*)')`)
 
 // rcBase is how version 2 says where the repositories are: $REPO_BASE = "repositories";
-var rcBase = regexp.MustCompile(`^\s*(?:our\s+)?\$REPO_BASE\s*=\s*(.*?)\s*;`)
+var rcBase = lazyregexp.New(`^\s*(?:our\s+)?\$REPO_BASE\s*=\s*(.*?)\s*;`)
 
 // rcString is a string in which Perl has nothing to put.
-var rcString = regexp.MustCompile(`^(?:"([^"$@\\]*)"|'([^'\\]*)')$`)
+var rcString = lazyregexp.New(`^(?:"([^"$@\\]*)"|'([^'\\]*)')$`)
 
 // version2 is what only a configuration of gitolite 2 has.
 var version2 = lazyregexp.New(`(?m)^\s*(?:our\s+)?\$GL_[A-Z_]+\s*=`)

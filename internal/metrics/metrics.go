@@ -9,6 +9,8 @@
 //	mirror_shell_lag_seconds{repository,peer}                      age of the oldest change it lacks; 0 when equal
 //	mirror_shell_copies{peer,state}                                how many copies are in each state
 //	mirror_shell_peer_down_seconds{peer}                           for how long the peer cannot be reached; 0: it can
+//	mirror_shell_schedule_overdue_seconds{peer}                    how long ago a scheduled backup should have been made; 0: none was missed
+//	mirror_shell_schedule_last_run_timestamp_seconds{peer}         unix time when the last scheduled run began; 0: none yet
 //	mirror_shell_syncs_total{peer,kind,result}                     runs, by result: ok, failed, held, down, dropped
 //	mirror_shell_sync_seconds_total{peer,kind,phase}               time spent, by phase; the phase "all" is the whole run
 //	mirror_shell_sent_bytes_total{peer,kind}                       bytes sent to the peer
@@ -32,6 +34,13 @@ type Table interface {
 	Rows(context.Context, queue.Filter) ([]queue.Row, error)
 }
 
+// Schedule is how the schedule of one peer is kept.
+type Schedule struct {
+	Peer    string
+	LastRun time.Time     // zero: none yet
+	Overdue time.Duration // since the first run that was missed; 0: none was
+}
+
 // Run is one ended sync of one copy.
 type Run struct {
 	Peer, Kind string // kind: "ssh", "backup"
@@ -49,8 +58,9 @@ type Metrics struct {
 	sent     *prometheus.CounterVec
 }
 
-// New returns the metrics of a server, whose table they read. Version is the program's.
-func New(table Table, hostname, version string) *Metrics {
+// New returns the metrics of a server, whose table they read, and how its schedules are kept.
+// Version is the program's.
+func New(table Table, schedules func() ([]Schedule, error), hostname, version string) *Metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
@@ -65,7 +75,7 @@ func New(table Table, hostname, version string) *Metrics {
 		ConstLabels: prometheus.Labels{"hostname": hostname, "version": version},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.syncs, m.seconds, m.sent, info, &tableCollector{table})
+	m.registry.MustRegister(m.syncs, m.seconds, m.sent, info, &tableCollector{table, schedules})
 	return m
 }
 
@@ -92,19 +102,24 @@ func (m *Metrics) Handler() http.Handler {
 const scrapeTimeout = 10 * time.Second
 
 // tableCollector reads the jobs table at each scrape.
-type tableCollector struct{ table Table }
+type tableCollector struct {
+	table     Table
+	schedules func() ([]Schedule, error)
+}
 
 var (
 	copyLabels  = []string{"repository", "peer"}
 	lastSuccess = prometheus.NewDesc("mirror_shell_last_success_timestamp_seconds", "Unix time when the copy was last found or made equal; 0: never.", copyLabels, nil)
 	lag         = prometheus.NewDesc("mirror_shell_lag_seconds", "Age of the oldest change that the copy lacks; 0 when equal.", copyLabels, nil)
 	copies      = prometheus.NewDesc("mirror_shell_copies", "Number of copies in a state.", []string{"peer", "state"}, nil)
+	overdue     = prometheus.NewDesc("mirror_shell_schedule_overdue_seconds", "How long ago a scheduled backup should have been made; 0: none was missed.", []string{"peer"}, nil)
+	lastRun     = prometheus.NewDesc("mirror_shell_schedule_last_run_timestamp_seconds", "Unix time when the last scheduled run began; 0: none yet.", []string{"peer"}, nil)
 	peerDown    = prometheus.NewDesc("mirror_shell_peer_down_seconds", "For how long the peer cannot be reached; 0: it can.", []string{"peer"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *tableCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{lastSuccess, lag, copies, peerDown} {
+	for _, d := range []*prometheus.Desc{lastSuccess, lag, copies, overdue, lastRun, peerDown} {
 		descs <- d
 	}
 }
@@ -116,6 +131,11 @@ func (c *tableCollector) Collect(out chan<- prometheus.Metric) {
 	rows, err := c.table.Rows(ctx, queue.Filter{})
 	if err != nil {
 		out <- prometheus.NewInvalidMetric(lastSuccess, err)
+		return
+	}
+	schedules, err := c.schedules()
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(overdue, err)
 		return
 	}
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
@@ -130,13 +150,17 @@ func (c *tableCollector) Collect(out chan<- prometheus.Metric) {
 		gauge(lastSuccess, unix(row.LastSuccess), row.Repository, row.Peer)
 		gauge(lag, row.Lag.Seconds(), row.Repository, row.Peer)
 		counts[state{row.Peer, row.State}]++
-		down[row.Peer] = 0
+		down[row.Peer] = max(0, down[row.Peer]) // not every row knows of the peer
 		if !row.PeerDownSince.IsZero() {
 			down[row.Peer] = max(0, time.Since(row.PeerDownSince))
 		}
 	}
 	for s, n := range counts {
 		gauge(copies, float64(n), s.peer, string(s.state))
+	}
+	for _, s := range schedules {
+		gauge(overdue, s.Overdue.Seconds(), s.Peer)
+		gauge(lastRun, unix(s.LastRun), s.Peer)
 	}
 	for peer, since := range down {
 		gauge(peerDown, since.Seconds(), peer)

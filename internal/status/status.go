@@ -13,6 +13,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -41,9 +43,10 @@ type Line struct {
 	Role        string     `json:"role"`             // master, slave, local, or unreadable
 	Master      string     `json:"master,omitempty"` // of a slave
 	Peer        string     `json:"peer,omitempty"`
-	State       string     `json:"state,omitempty"` // of queue.State, or never, unlisted, unknown
-	LagSeconds  float64    `json:"lag_seconds"`     // 0 when equal
-	Late        bool       `json:"late"`            // the lag is over notify.lag, whatever the state
+	State       string     `json:"state,omitempty"`     // of queue.State, or never, unlisted, unknown
+	LagSeconds  float64    `json:"lag_seconds"`         // 0 when equal
+	Late        bool       `json:"late"`                // the lag is over notify.lag, whatever the state, or the first scheduled backup is overdue
+	Scheduled   bool       `json:"scheduled,omitempty"` // never, and nothing but the peer's schedule will change that
 	LastSuccess *time.Time `json:"last_success,omitempty"`
 	LastAttempt *time.Time `json:"last_attempt,omitempty"`
 	NextTry     *time.Time `json:"next_try,omitempty"`
@@ -55,7 +58,8 @@ type Line struct {
 
 // States besides the queue's.
 const (
-	never    = "never"    // configured, and no job yet
+	// Never is the state of a copy that is configured and has no job yet.
+	Never    = "never"
 	unlisted = "unlisted" // was equal once; no list names the peer, so nothing keeps it so
 	unknown  = "unknown"  // was equal once; what we have ourselves cannot be read now
 )
@@ -64,12 +68,14 @@ const (
 // not only errors: a copy that is late while it waits, runs or is paused needs somebody too.
 func (l Line) Failing() bool {
 	switch l.State {
-	case string(queue.StateFailed), string(queue.StateHeld), string(queue.StateDown), never:
+	case string(queue.StateFailed), string(queue.StateHeld), string(queue.StateDown):
 		return true
 	case string(queue.StateRunning): // a new try: what failed is not well for as long as it takes
 		if l.Error != "" {
 			return true
 		}
+	case Never:
+		return !l.Scheduled || l.Late // a new repository's first run is to come
 	}
 	return l.Role == unreadable || l.Late
 }
@@ -189,14 +195,37 @@ func ofRepository(ctx context.Context, server *mirrorcfg.Server, name string, jo
 			lines = append(lines, base)
 		}
 	case mirrorcfg.Master:
-		lines = ofMaster(cfg, server, base, jobs)
-		jobs = nil
+		return withScheduled(ofMaster(cfg, server, base, jobs), server, base, jobs)
 	}
 	for _, job := range jobs { // backups are made in any role; the rest is left from when this server was the master
 		if job.State != queue.StateOK || isBackup(server, job.Peer) {
 			lines = append(lines, fromRow(base, job))
 		}
 	}
+	return withScheduled(lines, server, base, jobs)
+}
+
+// withScheduled adds a line for each backup peer whose schedule covers the repository, as it
+// does all, and that has not had its turn yet. A line that only says that there is no peer gives way.
+func withScheduled(lines []Line, server *mirrorcfg.Server, base Line, jobs []queue.Row) []Line {
+	seen := map[string]bool{}
+	for _, job := range jobs {
+		seen[job.Peer] = true
+	}
+	for _, line := range lines {
+		seen[line.Peer] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(server.Peers)) {
+		if server.Peers[name].Schedule != "" && !seen[name] {
+			line := base
+			line.Peer, line.State, line.Scheduled = name, Never, true
+			lines = append(lines, line)
+		}
+	}
+	if base.Role != mirrorcfg.Slave.String() && len(lines) > 1 {
+		lines = slices.DeleteFunc(lines, func(l Line) bool { return l.Peer == "" && l.State == "" })
+	}
+	sort.SliceStable(lines, func(i, j int) bool { return lines[i].Peer < lines[j].Peer })
 	return lines
 }
 
@@ -254,7 +283,7 @@ func ofMaster(cfg *mirrorcfg.Repo, server *mirrorcfg.Server, base Line, jobs []q
 			if !seen[peer] {
 				seen[peer] = true
 				line := base
-				line.Peer, line.State = peer, never
+				line.Peer, line.State = peer, Never
 				lines = append(lines, line)
 			}
 		}
@@ -337,7 +366,7 @@ func (r *Report) Table(w io.Writer, now time.Time) error {
 		if l.Master != "" {
 			role += " of " + l.Master
 		}
-		if l.Peer != "" && l.State != never && l.State != unlisted && l.State != unknown {
+		if l.Peer != "" && l.State != Never && l.State != unlisted && l.State != unknown {
 			lag = short(time.Duration(l.LagSeconds * float64(time.Second)))
 		}
 		if text == "" && l.Note != "" {

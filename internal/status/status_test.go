@@ -86,7 +86,6 @@ func TestCollect(t *testing.T) {
 	}
 }
 
-// Staleness counts in every state.
 // A backup is made in any role, and needs no list to be kept up.
 func TestBackups(t *testing.T) {
 	server := newServer(t, map[string]string{
@@ -103,6 +102,38 @@ func TestBackups(t *testing.T) {
 	}
 }
 
+// A schedule covers every repository, from its first hour on.
+func TestScheduled(t *testing.T) {
+	server := newServer(t, map[string]string{
+		"ip1":   "[gitolite \"mirror\"]\nmaster = frodo\nslaves = sam vault\n",
+		"ip2":   "[gitolite \"mirror\"]\nmaster = sam\n",
+		"ip3":   "[gitolite \"mirror\"]\nmaster = frodo\n",
+		"local": "",
+		"done":  "",
+	})
+	server.Peers = map[string]mirrorcfg.PeerConfig{"vault": {Kind: "backup", Backup: mirrorcfg.Backup{Schedule: "@daily"}}, "attic": {Kind: "backup"}}
+	jobs := table{row("done", "vault", queue.StateOK), row("ip1", "sam", queue.StateOK)}
+	want := []string{"done local vault ok", "ip1 master sam ok", "ip1 master vault never", "ip2 slave ", "ip2 slave vault never", "ip3 master vault never", "local local vault never"}
+	if got := lines(t, server, jobs); strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if got := lines(t, server, jobs, "local"); strings.Join(got, "\n") != "local local vault never" {
+		t.Errorf("a local one that was asked for: %q", got)
+	}
+	report, err := Collect(context.Background(), server, jobs, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, l := range report.Lines {
+		report.Lines[i].Late = l.Repository == "local"
+	}
+	// A push should have backed ip1 up; of the others only the one is late that somebody says is.
+	if !report.KeepFailing() || len(report.Lines) != 2 || report.Lines[0].Repository != "ip1" || report.Lines[1].Repository != "local" {
+		t.Errorf("failing: %+v", report.Lines)
+	}
+}
+
+// Staleness counts in every state.
 func TestLate(t *testing.T) {
 	server := newServer(t, map[string]string{"ip1": "[gitolite \"mirror\"]\nmaster = frodo\nslaves = sam gollum gimli\n"})
 	server.Notify.Lag = mirrorcfg.Duration(time.Hour)

@@ -87,9 +87,10 @@ func (c *command) backup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Backup.ID != "" {
-		if err := snapshot.CheckID(c.Backup.ID); err != nil {
-			return cli.Usage{Message: err.Error()}
+	var id string
+	if c.Backup.ID != nil { // an empty one is a script's mistake
+		if id = *c.Backup.ID; snapshot.CheckID(id) != nil {
+			return cli.Usage{Message: snapshot.CheckID(id).Error()}
 		}
 	}
 	peers, stop := c.newPeers()
@@ -99,7 +100,7 @@ func (c *command) backup(ctx context.Context) error {
 		return err
 	}
 	r := c.newBackupRun(name, peers)
-	r.id, r.summary.ID = c.Backup.ID, c.Backup.ID
+	r.id, r.summary.ID = id, id
 	r.shown = newProgress(c.Stderr, c.Backup.Quiet || c.Backup.JSON)
 	defer r.shown.Close()
 	changed, err := r.look(ctx, c.Backup.Repositories)
@@ -120,7 +121,7 @@ func (c *command) newBackupRun(name string, peers *peer.Peers) *backupRun {
 // look returns the repositories that are not as their latest snapshot says. Of the others it
 // records so.
 func (r *backupRun) look(ctx context.Context, patterns []string) ([]string, error) {
-	names, err := r.server.Select(patterns)
+	names, err := r.selected(patterns)
 	if err != nil && len(names) == 0 {
 		return nil, err
 	}
@@ -168,6 +169,19 @@ func (r *backupRun) look(ctx context.Context, patterns []string) ([]string, erro
 	}
 	slices.Sort(found)
 	return found, r.recordEqual(ctx)
+}
+
+// selected returns the repositories that the patterns select. Where it is all of them, what cannot be backed
+// up because it is no repository to us is a failure: nobody would miss it before it is needed.
+func (r *backupRun) selected(patterns []string) ([]string, error) {
+	if len(patterns) > 0 {
+		return r.server.Select(patterns)
+	}
+	names, notServed, err := r.server.Survey()
+	for _, d := range notServed {
+		r.failed(proc.OneLine(d.Path, 300), fmt.Errorf("not backed up: %w", d.Reason))
+	}
+	return names, err
 }
 
 // unlike returns the names that were not found to be as their latest snapshot says.

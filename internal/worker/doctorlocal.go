@@ -108,10 +108,14 @@ func directory(key, dir string, mask fs.FileMode) Finding {
 // and returns the peers that any of them names.
 func (c *command) examineRepositories(ctx context.Context) ([]Finding, map[string]bool) {
 	peers := map[string]bool{}
-	names, err := c.server.Repositories()
+	names, notServed, err := c.server.Survey()
 	var findings []Finding
 	if err != nil {
 		findings = append(findings, Finding{"repositories", fail, proc.OneLine(err.Error(), 300), "make repo_base and everything below it readable for this user"})
+	}
+	for _, d := range notServed {
+		findings = append(findings, Finding{"repository " + proc.OneLine(d.Path, 200), fail, "it is neither mirrored nor backed up: " + proc.OneLine(d.Reason.Error(), 300),
+			"rename it or mend it, or move it out of repo_base"})
 	}
 	counts := map[mirrorcfg.Role]int{}
 	var unhooked []string

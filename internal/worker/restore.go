@@ -42,6 +42,7 @@ type restoreRun struct {
 	*command
 	vault *snapshot.Vault
 	at    time.Time // zero: the latest snapshots
+	id    string    // of the run; "": any
 	shown *progress
 	bytes *stage
 	began time.Time
@@ -55,8 +56,14 @@ func (c *command) restore(ctx context.Context) error {
 		return cli.Usage{Message: "name repositories, or give --all"}
 	}
 	r := &restoreRun{command: c, began: time.Now()}
-	if c.Restore.At != "" {
-		at, err := snapshot.ParseTime(c.Restore.At, r.began, time.Local)
+	// What is given and empty comes from a script whose variable was not set: the latest is not what it wants.
+	if c.Restore.ID != nil {
+		if r.id = *c.Restore.ID; snapshot.CheckID(r.id) != nil {
+			return cli.Usage{Message: snapshot.CheckID(r.id).Error()}
+		}
+	}
+	if c.Restore.At != nil {
+		at, err := snapshot.ParseTime(*c.Restore.At, r.began, time.Local)
 		if err != nil {
 			return cli.Usage{Message: err.Error()}
 		}
@@ -69,7 +76,7 @@ func (c *command) restore(ctx context.Context) error {
 		}
 		c.Restore.Into = abs
 	}
-	_, vault, err := c.vault(ctx, c.Restore.From)
+	name, vault, err := c.vault(ctx, c.Restore.From)
 	if err != nil {
 		return err
 	}
@@ -77,6 +84,9 @@ func (c *command) restore(ctx context.Context) error {
 	names, err := inVault(ctx, vault, c.Restore.Repositories)
 	if err != nil {
 		return err
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("%s has nothing in it: correct url of [peer.%s] in %s, bucket, prefix and all", name, name, c.server.File)
 	}
 	r.shown = newProgress(c.Stderr, c.Restore.Quiet || c.Restore.JSON)
 	defer r.shown.Close()
@@ -125,10 +135,10 @@ func (r *restoreRun) run(ctx context.Context, names []string) {
 	all.SetLimit(min(r.server.Worker.Jobs, max(2, runtime.NumCPU())))
 	for _, name := range names {
 		all.Go(func() error {
-			defer done.Done(1)
 			if ctx.Err() != nil {
 				return nil // finish tells
 			}
+			defer done.Done(1)
 			out := restored{Repository: name}
 			if err := r.one(ctx, name, &out); err != nil {
 				out.Error = proc.OneLine(err.Error(), 1000)
@@ -145,7 +155,7 @@ func (r *restoreRun) run(ctx context.Context, names []string) {
 
 // one restores one repository. Its error is that the repository is not there as it was.
 func (r *restoreRun) one(ctx context.Context, name string, out *restored) error {
-	chosen, err := r.vault.Choose(ctx, name, r.at, r.Restore.ID)
+	chosen, err := r.vault.Choose(ctx, name, r.at, r.id)
 	if errors.Is(err, snapshot.ErrNoSnapshot) {
 		err = r.absent(ctx, name, chosen)
 		if r.wide() {
@@ -186,8 +196,8 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 
 // absent says why nothing fits, and what there is.
 func (r *restoreRun) absent(ctx context.Context, name string, chosen snapshot.Choice) error {
-	if r.Restore.ID != "" {
-		return fmt.Errorf("it has no part in the run %s: mirror-shell snapshots %s lists what there is", r.Restore.ID, name)
+	if r.id != "" {
+		return fmt.Errorf("it has no part in the run %s: mirror-shell snapshots %s lists what there is", r.id, name)
 	}
 	if len(chosen.Notes) > 0 {
 		return fmt.Errorf("%s, and there is none before that", chosen.Notes[len(chosen.Notes)-1])

@@ -2,20 +2,14 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/adhocore/gronx"
 
-	"mirror-shell/internal/durable"
 	"mirror-shell/peer"
 )
 
@@ -44,8 +38,9 @@ func (c *command) schedules() ([]schedule, error) {
 }
 
 // due returns when the next run is, without jitter, and how much later it may be. One that was
-// missed because nothing ran is due at once; a peer that has never been backed up to waits for its first time.
-func (s schedule) due(last, now time.Time) (at time.Time, slack time.Duration, err error) {
+// missed after kept, because nothing ran, is due at once. Kept is when the last run began, or, where there
+// was none, since when the schedule is kept; zero: from now on.
+func (s schedule) due(kept, now time.Time) (at time.Time, slack time.Duration, err error) {
 	next, err := gronx.NextTickAfter(s.expression, now, false)
 	if err != nil {
 		return time.Time{}, 0, fmt.Errorf("schedule of %s: %w", s.peer, err)
@@ -55,35 +50,10 @@ func (s schedule) due(last, now time.Time) (at time.Time, slack time.Duration, e
 		return next, 0, nil // there is none: a single date
 	}
 	slack = min(next.Sub(previous)/10, maxJitter)
-	if !last.IsZero() && last.Before(previous) {
+	if !kept.IsZero() && kept.Before(previous) {
 		return now, min(slack, time.Minute), nil
 	}
 	return next, slack, nil
-}
-
-// scheduleFile remembers when the last scheduled run to a peer began.
-func (c *command) scheduleFile(peer string) string {
-	return filepath.Join(c.server.StateDir, "schedule-"+peer+".json")
-}
-
-func (c *command) lastScheduled(peer string) (time.Time, error) {
-	var last struct{ Began time.Time }
-	data, err := os.ReadFile(c.scheduleFile(peer))
-	if errors.Is(err, fs.ErrNotExist) {
-		return time.Time{}, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(data, &last)
-	}
-	return last.Began, err
-}
-
-func (c *command) noteScheduled(peer string, began time.Time) error {
-	data, err := json.Marshal(struct{ Began time.Time }{began.UTC()})
-	if err != nil {
-		return err
-	}
-	return durable.Replace(c.scheduleFile(peer), append(data, '\n'))
 }
 
 // keepSchedules runs the scheduled backups until stop is called.
@@ -100,12 +70,13 @@ func (c *command) keepSchedules(ctx context.Context, all []schedule, peers *peer
 }
 
 func (c *command) keepSchedule(ctx context.Context, s schedule, peers *peer.Peers, log *slog.Logger) {
+	c.record(s.peer, log, func(r *scheduleRecord) { r.keep(s.expression, time.Now()) })
 	for ctx.Err() == nil {
-		last, err := c.lastScheduled(s.peer)
+		r, err := c.scheduleRecord(s.peer)
 		if err != nil {
 			log.Error("it is not known when the last scheduled backup was", "peer", s.peer, "error", err)
 		}
-		at, slack, err := s.due(last, time.Now())
+		at, slack, err := s.due(r.kept(), time.Now())
 		if err != nil {
 			log.Error("no more scheduled backups", "peer", s.peer, "error", err)
 			return
@@ -119,14 +90,12 @@ func (c *command) keepSchedule(ctx context.Context, s schedule, peers *peer.Peer
 			return
 		}
 		// Only now: one that was ended is missed, and made up for at the next start.
-		if err := c.noteScheduled(s.peer, began); err != nil {
-			log.Error("the time of the scheduled backup cannot be written down", "peer", s.peer, "error", err)
-		}
+		c.record(s.peer, log, func(r *scheduleRecord) { r.done(began) })
 	}
 }
 
 // persist tries a run until it succeeds: a vault that cannot be reached for a minute must not cost a
-// week. The error is that ctx has ended.
+// week. What goes wrong is written down, for status. The error is that ctx has ended.
 func (c *command) persist(ctx context.Context, peer string, log *slog.Logger, run func() error) error {
 	longest := time.Duration(c.server.Worker.RetryMax)
 	for wait := min(longest, firstWait); ; wait = min(2*wait, longest) {
@@ -138,6 +107,7 @@ func (c *command) persist(ctx context.Context, peer string, log *slog.Logger, ru
 			return ctx.Err()
 		}
 		log.Error("scheduled backup", "peer", peer, "error", err, "again in", wait)
+		c.record(peer, log, func(r *scheduleRecord) { r.failed(err, time.Now()) })
 		if err := sleep(ctx, wait); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,7 +42,7 @@ func TestDue(t *testing.T) {
 
 // A scheduled run that fails is tried again, and not at its next time only.
 func TestPersist(t *testing.T) {
-	c := &command{server: &mirrorcfg.Server{Worker: mirrorcfg.Worker{RetryMax: mirrorcfg.Duration(time.Millisecond)}}}
+	c := &command{server: &mirrorcfg.Server{StateDir: t.TempDir(), Worker: mirrorcfg.Worker{RetryMax: mirrorcfg.Duration(time.Millisecond)}}}
 	log := slog.New(slog.DiscardHandler)
 	tries := 0
 	err := c.persist(t.Context(), "vault", log, func() error {
@@ -53,8 +54,79 @@ func TestPersist(t *testing.T) {
 	if err != nil || tries != 4 {
 		t.Errorf("%d tries, %v", tries, err)
 	}
+	if r, err := c.scheduleRecord("vault"); err != nil || r.Error != "cannot be reached" || r.Failing.IsZero() {
+		t.Errorf("what went wrong was not written down: %+v, %v", r, err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	if err := c.persist(ctx, "vault", log, func() error { cancel(); return errors.New("no") }); !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// What a person is told of a schedule.
+func TestJudge(t *testing.T) {
+	at := func(text string) time.Time {
+		v, err := time.Parse("2006-01-02 15:04", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	now := at("2026-11-22 12:19")
+	kept := scheduleRecord{Schedule: "@hourly", Since: at("2026-11-01 00:00"), Began: at("2026-11-22 12:02")}
+	with := func(change func(*scheduleRecord)) scheduleRecord {
+		r := kept
+		change(&r)
+		return r
+	}
+	for name, c := range map[string]struct {
+		record  scheduleRecord
+		serving bool
+		overdue time.Time
+		want    string // a part of the problem
+	}{
+		"kept":                     {kept, true, time.Time{}, ""},
+		"the daemon starts again":  {kept, false, time.Time{}, ""},
+		"a run that takes time":    {with(func(r *scheduleRecord) { r.Began = at("2026-11-22 11:01") }), true, time.Time{}, ""},
+		"and too much":             {with(func(r *scheduleRecord) { r.Began = at("2026-11-22 10:01") }), true, at("2026-11-22 11:00"), "not made, the last one began"},
+		"the daemon was off":       {with(func(r *scheduleRecord) { r.Began = at("2026-11-21 10:01") }), false, at("2026-11-21 11:00"), "serve does not run"},
+		"never, and is not due":    {scheduleRecord{Schedule: "@hourly", Since: at("2026-11-22 12:10")}, true, time.Time{}, ""},
+		"never, and was due":       {scheduleRecord{Schedule: "@hourly", Since: at("2026-11-22 10:10")}, true, at("2026-11-22 11:00"), "nor any before it"},
+		"no daemon ever":           {scheduleRecord{}, false, time.Time{}, "is not kept: mirror-shell serve does not run"},
+		"written while it ran":     {scheduleRecord{}, true, time.Time{}, "started before that was written"},
+		"changed while it ran":     {with(func(r *scheduleRecord) { r.Schedule = "@daily" }), true, time.Time{}, "started before that was written"},
+		"fails":                    {with(func(r *scheduleRecord) { r.failed(errors.New("disk full"), now) }), true, time.Time{}, "has failed since 2026-11-22"},
+		"of an older version":      {scheduleRecord{Began: at("2026-11-22 12:02")}, true, time.Time{}, "started before"},
+		"the clock was ahead once": {with(func(r *scheduleRecord) { r.Began = at("2027-01-01 00:00") }), true, time.Time{}, ""},
+	} {
+		got := schedule{"vault", "@hourly"}.judge(c.record, c.serving, now)
+		if !got.overdue.Equal(c.overdue) || (got.problem == "") != (c.want == "") || !strings.Contains(got.problem, c.want) || (got.problem == "") != (got.do == "") {
+			t.Errorf("%s: overdue %v, %q, do %q", name, got.overdue, got.problem, got.do)
+		}
+	}
+}
+
+// What is written down survives a restart: a time that passes while no daemon runs is made up for, also when
+// there has been no run before.
+func TestScheduleRecord(t *testing.T) {
+	var r scheduleRecord
+	then := time.Date(2026, 11, 22, 3, 20, 0, 0, time.UTC)
+	r.keep("@daily", then)
+	r.keep("@daily", then.Add(48*time.Hour))
+	if at, _, err := (schedule{"vault", "@daily"}).due(r.kept(), then.Add(48*time.Hour)); err != nil || !at.Equal(then.Add(48*time.Hour)) {
+		t.Errorf("the first run was missed, and the next is at %v, %v", at, err)
+	}
+	r.failed(errors.New("one"), then)
+	r.failed(errors.New("two"), then.Add(time.Hour))
+	if !r.Failing.Equal(then) || r.Error != "two" {
+		t.Errorf("%+v", r)
+	}
+	r.done(then.Add(49 * time.Hour))
+	if r.Error != "" || !r.Failing.IsZero() || !r.kept().Equal(then.Add(49*time.Hour)) {
+		t.Errorf("%+v", r)
+	}
+	r.keep("@hourly", then.Add(72*time.Hour)) // another schedule: what the old one missed is over
+	if !r.kept().Equal(then.Add(72 * time.Hour)) {
+		t.Errorf("%+v", r)
 	}
 }

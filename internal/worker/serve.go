@@ -50,7 +50,7 @@ func (c *command) serve(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	c.metrics = metrics.New(c.queue, c.server.Hostname, shell.ProgramVersion())
+	c.metrics = metrics.New(scheduledRows{c}, c.scheduleMetrics, c.server.Hostname, shell.ProgramVersion())
 	http, err := c.startHTTP(ctx, cancel, c.metrics, log)
 	if err != nil {
 		return err

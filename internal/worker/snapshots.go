@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -20,7 +21,9 @@ import (
 type listed struct {
 	Repository string    `json:"repository"`
 	Time       time.Time `json:"time"`
-	ID         string    `json:"id,omitempty"`
+	ID         string    `json:"id,omitempty"`  // of the run that made it
+	IDs        []string  `json:"ids,omitempty"` // of all runs that it belongs to: those, too, that found it unchanged
+	Bad        bool      `json:"bad,omitempty"` // known not to be whole
 	Digest     string    `json:"digest"`
 	Snapshot   string    `json:"snapshot"` // what check records and manifests call it
 	Encrypted  bool      `json:"encrypted"`
@@ -42,14 +45,26 @@ func (c *command) snapshots(ctx context.Context) error {
 		fmt.Fprintln(table, "REPOSITORY\tTIME\tID\tREFS")
 	}
 	for _, repository := range repositories {
+		judged, err := vault.Judged(ctx, repository)
+		if err != nil {
+			return err
+		}
 		for name, err := range vault.Snapshots(ctx, repository) {
 			if err != nil {
 				return err
 			}
+			ids := judged.Runs[name.Sum]
+			if name.ID != "" && !slices.Contains(ids, name.ID) {
+				ids = append(ids, name.ID)
+			}
 			if c.Snapshots.JSON {
-				err = lines.Encode(listed{name.Repository, name.Time, name.ID, name.Digest, name.Sum, name.Sealed})
+				err = lines.Encode(listed{name.Repository, name.Time, name.ID, ids, judged.Bad[name.Sum], name.Digest, name.Sum, name.Sealed})
 			} else {
-				_, err = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", name.Repository, name.Time.Local().Format("2006-01-02 15:04:05.000 MST"), cmp.Or(name.ID, "-"), name.Digest[:12])
+				refs := name.Digest[:12]
+				if judged.Bad[name.Sum] {
+					refs += " (not whole)"
+				}
+				_, err = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", name.Repository, name.Time.Local().Format("2006-01-02 15:04:05.000 MST"), cmp.Or(strings.Join(ids, " "), "-"), refs)
 			}
 			if err != nil {
 				return err

@@ -22,6 +22,7 @@ func (c *command) status(ctx context.Context) error {
 	report.Warnings = append(report.Warnings, c.inboxWarnings()...)
 	report.Warnings = append(report.Warnings, c.idleWarning(report)...)
 	report.Warnings = append(report.Warnings, notify.Warnings(c.server)...)
+	c.tellSchedules(report, time.Now())
 	failing := false
 	if c.Status.Failing {
 		failing = report.KeepFailing()

@@ -3,12 +3,9 @@ package worker
 import (
 	"context"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"mirror-shell/internal/proc"
-	"mirror-shell/internal/queue"
 	"mirror-shell/peer"
 	"mirror-shell/peer/snapshot"
 )
@@ -54,20 +51,6 @@ func (c *command) examineVault(ctx context.Context, name string) Finding {
 		}
 	}
 	return Finding{check, ok, fmt.Sprintf("vault answers in %d ms, %s", took, sealed), ""}
-}
-
-// examineSchedules: only the daemon keeps them.
-func (c *command) examineSchedules() []Finding {
-	var findings []Finding
-	holder, running, _ := queue.WorkerHolder(c.server.StateDir)
-	for _, name := range slices.Sorted(maps.Keys(c.server.Peers)) {
-		p := c.server.Peers[name]
-		if p.Schedule != "" && !(running && holder.Kind == queue.KindServe) {
-			findings = append(findings, Finding{"peer " + name, fail, fmt.Sprintf("schedule = %q is not kept: mirror-shell serve does not run", p.Schedule),
-				"run mirror-shell serve as a service, or take schedule out and run mirror-shell backup from cron"})
-		}
-	}
-	return findings
 }
 
 // latestKnown is the Sum of the latest snapshot that this server knows of, "" for none.

@@ -20,6 +20,9 @@ func (m *Manifest) check() error {
 	if m.Grace < 0 || m.Grace > int64(maxGrace/time.Second) {
 		return fmt.Errorf("grace period of %d seconds", m.Grace)
 	}
+	if m.Retain < 0 || m.Retain > int64(maxRetain/time.Second) {
+		return fmt.Errorf("retention of %d seconds", m.Retain)
+	}
 	if m.SealedFor != "" && !isHex(m.SealedFor, 32) {
 		return fmt.Errorf("recipients %q", m.SealedFor)
 	}

@@ -218,7 +218,7 @@ func TestTakeUncheckedElsewhere(t *testing.T) {
 func TestWithinKeepsWhatWasThenTheLatest(t *testing.T) {
 	at := func(days int) time.Time { return time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC).AddDate(0, 0, -days) }
 	names := []Name{named(at(0), 0, ""), named(at(1), 1, ""), named(at(30), 2, ""), named(at(40), 3, ""), named(at(50), 4, "")}
-	stay, _ := Policy{Within: 7 * 24 * time.Hour}.choose(names, map[string]bool{names[2].Sum: true}, at(0))
+	stay, _ := Policy{Within: 7 * 24 * time.Hour}.choose(names, map[string]bool{names[2].Sum: true}, nil, at(0))
 	if len(stay) != 3 || stay[2] != names[3] {
 		t.Errorf("%v", stay)
 	}
@@ -290,5 +290,23 @@ func TestPrivateFilesStayPrivate(t *testing.T) {
 				t.Errorf("%v %v, want %v", info.Mode(), err, mode)
 			}
 		}
+	}
+}
+
+// Two servers that take each other's repository for their own are told.
+func TestTakeAfterAnotherServer(t *testing.T) {
+	v, _ := testVault(t)
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	src := sourceOf(t, r)
+	takeNow(t, v, src)
+	commitTo(t, r, "refs/heads/main", "2 second")
+	v.Server, src.Memory = "sam", ""
+	if got := takeNow(t, v, src); !strings.Contains(got.Note, "the snapshot before was made by frodo") {
+		t.Errorf("%q", got.Note)
+	}
+	commitTo(t, r, "refs/heads/main", "3 third")
+	if got := takeNow(t, v, src); got.Note != "" {
+		t.Errorf("%q", got.Note)
 	}
 }

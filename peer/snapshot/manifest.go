@@ -36,6 +36,8 @@ type Manifest struct {
 	Unwalked bool `json:"unwalked,omitempty"`
 	// Grace is the grace period of the server that made it, in seconds: prune waits for at least as long.
 	Grace int64 `json:"grace,omitempty"`
+	// Retain is for how long from Time the store was told to keep the manifest itself, in seconds; 0: not at all.
+	Retain int64 `json:"retain,omitempty"`
 	// Digest is that of the mirrored refs, as peers are compared by it.
 	Digest string `json:"digest"`
 	// Refs are all refs, full name → object id, those of refs/mirror/ too. Symbolic ones have

@@ -127,7 +127,7 @@ func (p *pruning) look(ctx context.Context) error {
 	if err := p.v.needIdentities(names); err != nil {
 		return err
 	}
-	p.stay, p.gone = p.policy.choose(names, knownBad(p.checks), p.v.now())
+	p.stay, p.gone = p.policy.choose(names, knownBad(p.checks), foundSame(p.checks), p.v.now())
 	p.report.Kept = len(p.stay)
 	p.named = p.v.newInventory()
 	if err := p.named.add(ctx, p.stay, true); err != nil {
@@ -145,6 +145,17 @@ func knownBad(checks []checkName) map[string]bool {
 		}
 	}
 	return bad
+}
+
+// foundSame returns the IDs of the runs that found a snapshot unchanged, newest first, by its Sum.
+func foundSame(checks []checkName) map[string][]string {
+	runs := map[string][]string{}
+	for _, c := range checks {
+		if c.Kind == checkSame && c.ID != "" && !slices.Contains(runs[c.Sum], c.ID) {
+			runs[c.Sum] = append(runs[c.Sum], c.ID)
+		}
+	}
+	return runs
 }
 
 // gracePlus is the age from which on a mark and its candidates count as old. Backups measure half a grace
@@ -228,7 +239,7 @@ func (p *pruning) thin(ctx context.Context) error {
 			same, keys[as.Key()] = append(same, as), c.key()
 		}
 	}
-	_, thinned := p.policy.choose(same, nil, p.v.now())
+	_, thinned := p.policy.choose(same, nil, nil, p.v.now())
 	for _, n := range thinned {
 		drop = append(drop, keys[n.Key()])
 	}
@@ -247,7 +258,7 @@ func (p *pruning) extend(ctx context.Context) error {
 	if p.lease == nil {
 		return nil
 	}
-	n, err := p.v.extend(ctx, p.stay, p.named.stays)
+	n, err := p.v.extend(ctx, p.stay, p.named)
 	p.report.Extended = n
 	return err
 }
@@ -270,12 +281,11 @@ func (v *Vault) Extend(ctx context.Context, repository string) (int, error) {
 	if err := named.add(ctx, names, true); err != nil {
 		return 0, err
 	}
-	return v.extend(ctx, names, named.stays)
+	return v.extend(ctx, names, named)
 }
 
-// extend is Extend for the manifests called names and the data that they need, key → until when it is known to
-// be retained. A blob that is gone does not stop the others.
-func (v *Vault) extend(ctx context.Context, names []Name, data map[string]time.Time) (int, error) {
+// extend is Extend for the manifests called names and the data that those that stay need. A blob that is gone does not stop the others.
+func (v *Vault) extend(ctx context.Context, names []Name, named *inventory) (int, error) {
 	retainer, ok := v.Store.(store.Retainer)
 	if !ok || v.Retain == 0 {
 		return 0, nil
@@ -283,11 +293,11 @@ func (v *Vault) extend(ctx context.Context, names []Name, data map[string]time.T
 	enough := v.now().Add(v.Retain / 2)
 	var keys []string
 	for _, n := range names {
-		if n.Time.Add(v.Retain).Before(enough) { // as it was published
+		if n.Time.Add(named.retain[n.Key()]).Before(enough) {
 			keys = append(keys, n.Key())
 		}
 	}
-	for key, known := range data {
+	for key, known := range named.stays {
 		if known.Before(enough) {
 			keys = append(keys, key)
 		}

@@ -421,10 +421,24 @@ func TestExtend(t *testing.T) {
 	if n, err := w.Extend(t.Context(), "ip1"); n != 0 || err != nil {
 		t.Errorf("again: %d, %v", n, err)
 	}
+	// What was written when the vault retained for less, or nothing, is not taken for what it would get now.
+	w.Retain = 0
 	w.pass(6 * 24 * time.Hour)
+	bare := w.snapshot("a")
+	if w.Retain = 10 * 24 * time.Hour; !w.store.retained[bare.Key()].IsZero() {
+		t.Fatal("retained already")
+	}
+	if n, err := w.Extend(t.Context(), "ip1"); n != 4 || err != nil || w.store.retained[bare.Key()].Sub(w.clock) < 9*24*time.Hour {
+		t.Errorf("without retention: %d, %v, until %v", n, err, w.store.retained[bare.Key()])
+	}
+	w.Retain = 100 * 24 * time.Hour
+	if n, err := w.Extend(t.Context(), "ip1"); n != 4 || err != nil || w.store.retained[bare.Key()].Sub(w.clock) < 99*24*time.Hour {
+		t.Errorf("for longer: %d, %v, until %v", n, err, w.store.retained[bare.Key()])
+	}
+	w.pass(60 * 24 * time.Hour)
 	delete(w.store.blobs, w.object("b").Key)
 	n, err := w.Extend(t.Context(), "ip1")
-	if n != 2 || !errors.Is(err, ErrDamaged) {
+	if n != 3 || !errors.Is(err, ErrDamaged) {
 		t.Errorf("one is gone: %d, %v", n, err)
 	}
 }

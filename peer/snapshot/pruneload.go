@@ -11,15 +11,16 @@ import (
 type inventory struct {
 	v       *Vault
 	mu      sync.Mutex
-	loaded  map[string]bool      // keys of manifests
-	all     map[string]bool      // keys of data that any manifest names
-	stays   map[string]time.Time // those that one that stays names → until when it is known to be retained
-	follows map[string]bool      // Sums that those that stay follow
-	grace   time.Duration        // the longest of those who made them
+	loaded  map[string]bool          // keys of manifests
+	retain  map[string]time.Duration // those keys → for how long from its Name's time it is retained, as far as it knows
+	all     map[string]bool          // keys of data that any manifest names
+	stays   map[string]time.Time     // those that one that stays names → until when it is known to be retained
+	follows map[string]bool          // Sums that those that stay follow
+	grace   time.Duration            // the longest of those who made them
 }
 
 func (v *Vault) newInventory() *inventory {
-	return &inventory{v: v, loaded: map[string]bool{}, all: map[string]bool{}, stays: map[string]time.Time{}, follows: map[string]bool{}}
+	return &inventory{v: v, loaded: map[string]bool{}, retain: map[string]time.Duration{}, all: map[string]bool{}, stays: map[string]time.Time{}, follows: map[string]bool{}}
 }
 
 // loadsAtATime bounds the manifests in memory.
@@ -42,6 +43,7 @@ func (i *inventory) add(ctx context.Context, names []Name, stay bool) error {
 		i.mu.Lock()
 		defer i.mu.Unlock()
 		i.loaded[n.Key()] = true
+		i.retain[n.Key()] = time.Duration(m.Retain) * time.Second
 		i.grace = max(i.grace, time.Duration(m.Grace)*time.Second)
 		for _, o := range m.Objects() {
 			i.all[o.Key] = true

@@ -36,6 +36,7 @@ type putter struct {
 	scratch string                // a directory
 	fresh   bool                  // nothing that is in the store already is to be used
 	there   map[string]store.Info // what was there when it was listed; nil: it was not
+	attempt *attempt              // what an earlier one put; nil: nothing is known
 	sent    atomic.Int64          // bytes of blobs that were written
 	moved   func(n int64)         // called as bytes of content pass
 
@@ -118,6 +119,9 @@ const maxInMemory = 1 << 20
 // putEncoded compresses or encrypts first: the size of a blob has to be known before it is
 // written, and a second attempt has to write the same bytes.
 func (p *putter) putEncoded(ctx context.Context, c content, o *Object) error {
+	if used, err := p.putBefore(ctx, c, o); used || err != nil {
+		return err
+	}
 	pass := &passing{content: c, moved: p.moved}
 	var w io.ReadWriter = &bytes.Buffer{}
 	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(w.(*bytes.Buffer).Bytes())), nil }
@@ -136,6 +140,9 @@ func (p *putter) putEncoded(ctx context.Context, c content, o *Object) error {
 	}
 	o.SHA256, o.StoredSize, o.StoredSHA256 = pass.sum(), stored.n, hex.EncodeToString(stored.hash.Sum(nil))
 	_, err := p.put(ctx, o, o.StoredSize, open)
+	if err == nil && len(p.v.Recipients) > 0 {
+		p.attempt.note(attempted{c.key, p.v.sealedFor(), *o})
+	}
 	return err
 }
 
@@ -186,9 +193,11 @@ func (p *putter) put(ctx context.Context, o *Object, size int64, open func() (io
 // usable reports whether a blob that is there already is as good as ours: one that is old may be on its
 // way to be deleted, and two encryptions of the same content are not the same bytes.
 func (p *putter) usable(o *Object, info store.Info, size int64) bool {
-	young := p.v.now().Sub(info.Time) < p.v.grace()/2
-	return !p.fresh && young && info.Size == size && len(p.v.Recipients) == 0 && o.Key == info.Key
+	return !p.fresh && p.young(info) && info.Size == size && len(p.v.Recipients) == 0 && o.Key == info.Key
 }
+
+// young reports whether a blob may be used again: prune lets it alone for long enough.
+func (p *putter) young(info store.Info) bool { return p.v.now().Sub(info.Time) < p.v.grace()/2 }
 
 // retain extends the retention of a blob that somebody else wrote to what ours would have had.
 func (p *putter) retain(ctx context.Context, key string) error {

@@ -17,11 +17,12 @@ import (
 
 // memoryDir is a directory of this machine where a vault remembers what it knows of one repository, "" for none.
 // All of it can be had again from the store and the repository, so what cannot be read is as if it
-// was not there, and what cannot be written is not. Three files:
+// was not there, and what cannot be written is not. Four files:
 //
 //	manifest   SUM LF SHA-256-OF-THE-REST LF, and the manifest of the last snapshot, JSON in zstd
 //	files      JSON: path → fileSum
 //	state      JSON: recalled
+//	attempt    see there
 type memoryDir string
 
 // recalled is what is known about the latest snapshot, as far as it has that Sum.
@@ -30,6 +31,8 @@ type recalled struct {
 	Looked time.Time `json:"looked,omitzero"` // when the store was last asked whether the snapshot is bad
 	// Unchecked: the snapshot was published, and nobody has walked through its history yet.
 	Unchecked bool `json:"unchecked,omitempty"`
+	// Retain is the manifest's, in seconds, 0: not known, or 0.
+	Retain int64 `json:"retain,omitempty"`
 }
 
 func (m memoryDir) read(name string) []byte {

@@ -76,8 +76,8 @@ func (p Policy) rules() []rule {
 
 // choose splits the snapshots of one repository, in any order, into those that stay and those that go, each
 // newest first. A snapshot whose Sum is in bad is not the one kept for its period when the period has
-// another. It needs nothing but its arguments, and never lets the latest go.
-func (p Policy) choose(names []Name, bad map[string]bool, now time.Time) (stay, gone []Name) {
+// another. Runs are those that found a snapshot unchanged, by its Sum. It needs nothing but its arguments, and never lets the latest go.
+func (p Policy) choose(names []Name, bad map[string]bool, runs map[string][]string, now time.Time) (stay, gone []Name) {
 	names = slices.SortedFunc(slices.Values(names), newestFirst)
 	if len(names) == 0 {
 		return nil, nil
@@ -94,7 +94,7 @@ func (p Policy) choose(names []Name, bad map[string]bool, now time.Time) (stay, 
 	}
 	p.keepWithin(now.Add(-p.Within), names, bad, keep)
 	for _, n := range names {
-		if n.ID != "" && slices.Contains(p.IDs, n.ID) {
+		if slices.ContainsFunc(append(runs[n.Sum], n.ID), func(id string) bool { return id != "" && slices.Contains(p.IDs, id) }) {
 			keep[n.Key()] = true
 		}
 	}

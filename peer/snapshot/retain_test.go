@@ -62,7 +62,7 @@ func TestPolicyChooses(t *testing.T) {
 			now := names[0].Time.Add(time.Minute)
 			sums := slices.Clone(names)
 			slices.Reverse(sums) // the order does not matter
-			stay, gone := tt.policy.choose(sums, bad, now)
+			stay, gone := tt.policy.choose(sums, bad, nil, now)
 			var got []int
 			for _, n := range stay {
 				got = append(got, slices.Index(names, n))
@@ -106,7 +106,7 @@ func TestChooseProperties(t *testing.T) {
 		}
 		count := rapid.IntRange(0, 6)
 		p := Policy{Last: count.Draw(t, "last"), Hourly: count.Draw(t, "hourly"), Daily: count.Draw(t, "daily"), Weekly: count.Draw(t, "weekly"), Monthly: count.Draw(t, "monthly"), Yearly: count.Draw(t, "yearly")}
-		stay, gone := p.choose(names, bad, base)
+		stay, gone := p.choose(names, bad, nil, base)
 		if len(stay)+len(gone) != n || !slices.IsSortedFunc(stay, newestFirst) || !slices.IsSortedFunc(gone, newestFirst) {
 			t.Fatalf("%d stay and %d go of %d", len(stay), len(gone), n)
 		}
@@ -136,17 +136,32 @@ func TestChooseProperties(t *testing.T) {
 			}
 		}
 		// Once more changes nothing: what was kept is kept.
-		again, more := p.choose(stay, bad, base)
+		again, more := p.choose(stay, bad, nil, base)
 		if len(more) != 0 && !slices.ContainsFunc(names, func(n Name) bool { return bad[n.Sum] }) || len(again) == 0 {
 			t.Fatalf("a second run removes %v", more)
 		}
 		bigger := p
 		bigger.Daily++
-		wider, _ := bigger.choose(names, bad, base)
+		wider, _ := bigger.choose(names, bad, nil, base)
 		for _, n := range stay {
 			if !slices.Contains(wider, n) {
 				t.Fatal("a policy that keeps more keeps less")
 			}
 		}
 	})
+}
+
+// A run has the snapshots that it found unchanged as well as those that it made.
+func TestChooseRuns(t *testing.T) {
+	base := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	names := []Name{named(base, 0, ""), named(base.Add(-time.Hour), 1, "night-1"), named(base.Add(-2*time.Hour), 2, ""), named(base.Add(-3*time.Hour), 3, "")}
+	runs := map[string][]string{names[2].Sum: {"night-3", "night-2"}, names[3].Sum: {"night-0"}}
+	for _, id := range []string{"night-2", "night-3"} {
+		if stay, _ := (Policy{IDs: []string{id}}).choose(names, nil, runs, base); len(stay) != 2 || stay[1] != names[2] {
+			t.Errorf("%s: %v stay", id, stay)
+		}
+	}
+	if stay, _ := (Policy{IDs: []string{"night-1", "night-0"}}).choose(names, nil, runs, base); len(stay) != 3 {
+		t.Errorf("%v stay", stay)
+	}
 }

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/proc"
 	"mirror-shell/mirrorcfg"
-	"mirror-shell/peer/store"
 )
 
 // Source is what a snapshot is taken of.
@@ -166,8 +166,12 @@ func (t *taking) run(ctx context.Context) (err error) {
 		return err
 	}
 	t.result.Phases.Read = t.v.now().Sub(t.began)
-	if same && !bad && !t.retentionDue() {
-		return t.unchanged(ctx, known)
+	if same && !bad {
+		if due, err := t.retentionDue(ctx, &known); err != nil {
+			return err
+		} else if !due {
+			return t.unchanged(ctx, known)
+		}
 	}
 	if t.src.Look {
 		return nil
@@ -278,10 +282,28 @@ func (t *taking) unchanged(ctx context.Context, known recalled) error {
 
 // retentionDue reports whether an unchanged repository needs a new snapshot so that the retention of what it
 // consists of does not end. When a snapshot is made everything in it is retained for at least half of
-// the vault's Retain; a quarter is left for runs that fail.
-func (t *taking) retentionDue() bool {
-	_, can := t.v.Store.(store.Retainer)
-	return can && t.v.Retain > 0 && t.v.now().Sub(t.latest.Time) > t.v.Retain/4
+// the vault's Retain; a quarter is left for runs that fail. One that was made when the vault retained nothing, or for
+// less, does not hold what the vault promises now.
+func (t *taking) retentionDue(ctx context.Context, known *recalled) (bool, error) {
+	retain := t.v.retains()
+	if retain == 0 {
+		return false, nil
+	}
+	if t.v.now().Sub(t.latest.Time) > retain/4 {
+		return true, nil
+	}
+	if seconds := int64(retain / time.Second); known.Retain < seconds {
+		m, err := t.load(ctx)
+		if errors.Is(err, ErrKey) || errors.Is(err, ErrDamaged) { // loadBase will say so, when there is something to add
+			return false, nil
+		}
+		if err != nil || m.Retain < seconds {
+			return err == nil, err
+		}
+		known.Retain = m.Retain
+		t.memory.remember(*known)
+	}
+	return false, nil
 }
 
 // prepare finds out what the new snapshot is built on. What is known to be bad, or was never walked through, is not
@@ -293,7 +315,7 @@ func (t *taking) prepare(ctx context.Context, bad, unchecked bool) (err error) {
 	if t.tmp, err = git.NewScratch(t.scratch); err != nil {
 		return err
 	}
-	t.put = &putter{v: t.v, scratch: t.scratch, fresh: bad && !unchecked}
+	t.put = &putter{v: t.v, scratch: t.scratch, fresh: bad && !unchecked, attempt: t.memory.recallAttempt()}
 	switch {
 	case bad:
 		t.note("the latest snapshot is not known to be whole: everything is taken anew")
@@ -330,6 +352,9 @@ func (t *taking) loadBase(ctx context.Context) error {
 		t.note("the latest snapshot is not encrypted for the recipients that are configured now: everything is taken anew")
 		t.put.fresh = true
 		return nil
+	}
+	if base.Server != t.v.Server {
+		t.note(fmt.Sprintf("the snapshot before was made by %s: servers that share a vault must not back up repositories of the same name", proc.OneLine(base.Server, 80)))
 	}
 	t.base = base
 	return nil

@@ -329,6 +329,17 @@ func TestTakeFiles(t *testing.T) {
 		if _, err := v.Take(t.Context(), src); !errors.Is(err, ErrSource) || !strings.Contains(err.Error(), "LFS object 2cf24") {
 			t.Errorf("%v", err)
 		}
+		// An attempt that fails again and again does not upload again and again.
+		commitTo(t, r, "refs/heads/more", strings.Repeat("more ", 1000))
+		puts = m.puts
+		for range 5 {
+			if _, err := v.Take(t.Context(), src); !errors.Is(err, ErrSource) {
+				t.Errorf("%v", err)
+			}
+		}
+		if m.puts > puts+2 { // a pack and its index
+			t.Errorf("sealed: %v: five attempts put %d blobs", sealed, m.puts-puts)
+		}
 		if sealed { // the key to read is elsewhere
 			v.Identities = nil
 			src.Memory = ""

@@ -221,6 +221,39 @@ func TestTakeRetains(t *testing.T) {
 	}
 }
 
+// A vault that retains for longer than when the latest snapshot was made gets another one, once.
+func TestTakeRetainsLonger(t *testing.T) {
+	v, m := testVault(t)
+	now := time.Now()
+	v.Now, m.now = func() time.Time { return now }, func() time.Time { return now }
+	r := newSource(t)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	src := sourceOf(t, r)
+	takeNow(t, v, src)
+	for _, retain := range []time.Duration{24 * time.Hour, 40 * 24 * time.Hour, 2 * time.Hour} {
+		before := v.Retain
+		v.Retain = retain
+		now = now.Add(time.Minute)
+		src.Look = true
+		if got := take1(t, v, src); got.Unchanged != (retain < before) {
+			t.Errorf("%s after %s: a look says unchanged: %v", retain, before, got.Unchanged)
+		}
+		src.Look = false
+		first := take1(t, v, src)
+		if left := m.retained[first.Name.Key()].Sub(now); left < retain-time.Minute || first.Uploaded != 0 {
+			t.Errorf("%s after %s: retained for %s, %d bytes uploaded", retain, before, left, first.Uploaded)
+		}
+		now = now.Add(time.Minute)
+		if again := take1(t, v, src); again.Name != first.Name {
+			t.Errorf("%s: another snapshot, %v", retain, again.Name)
+		}
+		memoryDir(src.Memory).remember(recalled{}) // as on another server
+		if again := take1(t, v, src); again.Name != first.Name {
+			t.Errorf("%s: another snapshot without memory, %v", retain, again.Name)
+		}
+	}
+}
+
 func TestTakeClockGoesBack(t *testing.T) {
 	v, _ := testVault(t)
 	now := time.Now()

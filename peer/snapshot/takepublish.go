@@ -46,6 +46,7 @@ func (t *taking) make(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	t.put.attempt.end()
 	err = t.check(ctx, fresh)
 	lap(&t.result.Phases.Check)
 	if err != nil {
@@ -53,7 +54,7 @@ func (t *taking) make(ctx context.Context) error {
 	}
 	t.result.Checked = true
 	t.memory.keepManifest(t.result.Name.Sum, &m)
-	t.memory.remember(recalled{Sum: t.result.Name.Sum, Looked: t.v.now()})
+	t.memory.remember(recalled{Sum: t.result.Name.Sum, Looked: t.v.now(), Retain: m.Retain})
 	return nil
 }
 

@@ -64,6 +64,17 @@ func (v *Vault) grace() time.Duration {
 	return DefaultGrace
 }
 
+// maxRetain bounds what a manifest says of its own retention.
+const maxRetain = 200 * 366 * 24 * time.Hour
+
+// retains is how long the store keeps what is written; 0 where it cannot be told to.
+func (v *Vault) retains() time.Duration {
+	if _, can := v.Store.(store.Retainer); !can {
+		return 0
+	}
+	return min(v.Retain, maxRetain)
+}
+
 // maxGrace bounds what a manifest asks of a prune: whoever may write to the vault chooses it.
 const maxGrace = 10 * 366 * 24 * time.Hour
 
@@ -208,6 +219,7 @@ func (v *Vault) decodeManifest(name Name, stored []byte) (*Manifest, error) {
 
 // publish writes a manifest, which makes it a snapshot. Everything that it names is in the store.
 func (v *Vault) publish(ctx context.Context, m *Manifest) (Name, []byte, error) {
+	m.Retain = int64(v.retains() / time.Second)
 	if err := m.check(); err != nil { // nothing is written that could not be read
 		return Name{}, nil, fmt.Errorf("manifest: %w", err)
 	}

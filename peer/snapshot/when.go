@@ -14,6 +14,7 @@ import (
 //	now
 //	2h ago · 90 minutes ago · 3 days ago · 1 week ago · 2 months ago
 //	2026-11-22 · 2026-11-22 03:55 · 2026-11-22 03:55:57 · 2026-11-22 03:55:57.123
+//	2026-11-22 03:55:57.123 UTC · 2026-11-22 03:55 +0100      (or the zone's name that loc has then, as lists show it)
 //	2026-11-22T03:55:57Z · 2026-11-22T03:55:57.123+01:00      (RFC 3339)
 //	20261122T035557.123Z                                      (as in the names of snapshots)
 //
@@ -40,6 +41,7 @@ func ParseTime(text string, now time.Time, loc *time.Location) (time.Time, error
 var (
 	agoPattern  = lazyregexp.New(`^([0-9]{1,6}) ?([a-z]+) ago$`)
 	looksLike   = lazyregexp.New(`^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}|$)`)
+	zonePattern = lazyregexp.New(`^([0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}[0-9:.]*) ?([A-Z]{1,5}|[+-][0-9]{2}:?[0-9]{2})$`)
 	durationAgo = lazyregexp.New(`^([0-9hms.]+) ago$`)
 )
 
@@ -75,6 +77,9 @@ func parseTime(text string, now time.Time, loc *time.Location) (time.Time, error
 		// Not a millisecond before the next midnight: there are places where clocks skip it.
 		return time.Date(day.Year(), day.Month(), day.Day(), 23, 59, 59, 999e6, loc), nil
 	}
+	if m := zonePattern.FindStringSubmatch(text); m != nil {
+		return parseZone(text, m[1], m[2], now, loc)
+	}
 	_, wrong := time.Parse(time.DateOnly, text)
 	for _, l := range timeLayouts {
 		in := loc
@@ -103,6 +108,29 @@ func parseTime(text string, now time.Time, loc *time.Location) (time.Time, error
 		return time.Time{}, fmt.Errorf("what follows the date cannot be read: write \"2026-11-22 03:55\", \"2026-11-22 03:55:57\" or \"2026-11-22T03:55:57Z\"")
 	}
 	return time.Time{}, fmt.Errorf("write \"2026-11-22\", \"2026-11-22 03:55\", \"2026-11-22T03:55:57Z\", \"20261122T035557.123Z\" or \"3 days ago\"")
+}
+
+// parseZone reads a moment without a zone and the zone that was written after it.
+func parseZone(text, moment, zone string, now time.Time, loc *time.Location) (time.Time, error) {
+	if offset, err := time.Parse("-0700", strings.ReplaceAll(zone, ":", "")); err == nil {
+		_, seconds := offset.Zone()
+		return parseTime(moment, now, time.FixedZone(zone, seconds))
+	}
+	if zone == "UTC" || zone == "GMT" || zone == "Z" {
+		return parseTime(moment, now, time.UTC)
+	}
+	t, err := parseTime(moment, now, loc)
+	if err != nil {
+		return time.Time{}, err
+	}
+	// The hour before winter comes twice, and the name tells which is meant.
+	for _, same := range []time.Time{t, t.Add(-time.Hour), t.Add(time.Hour)} {
+		name, _ := same.In(loc).Zone()
+		if name == zone && same.In(loc).Format(time.DateTime) == t.In(loc).Format(time.DateTime) {
+			return same, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("the zone %s is not this server's at that time, and others are known by their offset only: write \"UTC\" or \"+01:00\"", zone)
 }
 
 // rangeOf is what of a time is out of range, or "".

@@ -67,6 +67,7 @@ func openS3(ctx context.Context, p place, o Options) (Store, error) {
 			c.BaseEndpoint = aws.String(p.endpoint)
 		}
 		c.HTTPClient = newHTTPClient(o, s.limits)
+		c.HTTPSignerV4 = &signer{}
 		c.Retryer = aws.NopRetryer{} // we repeat, at one place: try
 		// The signature covers the content's SHA-256, and every server knows Content-MD5. The
 		// newer checksums in trailers are refused by some.

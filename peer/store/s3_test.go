@@ -363,6 +363,31 @@ func TestS3Denied(t *testing.T) {
 	}
 }
 
+// Credentials that are corrected while a store is open count from the next request on, also a secret that is another
+// one under the same name.
+func TestS3SecretChanges(t *testing.T) {
+	t.Parallel()
+	server := storetest.S3(t)
+	file := filepath.Join(t.TempDir(), "credentials")
+	write := func(secret string) {
+		if err := os.WriteFile(file, []byte("[default]\naws_access_key_id = "+server.AccessKey+"\naws_secret_access_key = "+secret+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("mistyped")
+	s, err := store.Open(t.Context(), store.Options{URL: server.URL(server.Bucket(t, false)), CredentialsFile: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, secret := range []string{"mistyped", server.SecretKey, "revoked", server.SecretKey} {
+		write(secret)
+		_, err := storetest.Keys(t.Context(), s, "", "", 0)
+		if right := secret == server.SecretKey; right && err != nil || !right && !errors.Is(err, store.ErrDenied) {
+			t.Errorf("%d: %s: %v", i, secret, err)
+		}
+	}
+}
+
 // Nobody listens: that is said, after all attempts.
 func TestS3Unreachable(t *testing.T) {
 	t.Parallel()
