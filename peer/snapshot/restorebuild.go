@@ -32,6 +32,7 @@ type build struct {
 	dir   string
 	root  *os.Root
 	notes []string
+	old   *replaced // what is at the target; nil: nothing
 
 	objects atomic.Int64
 	bytes   atomic.Int64
