@@ -40,7 +40,7 @@ const maxCheck = 1 << 20
 
 // record stores a check. Format, server, program and (when it is zero) the time are filled in.
 func (v *Vault) record(ctx context.Context, repository string, c Check) error {
-	c.Format, c.Server, c.Program = Format, v.Server, v.Program
+	c.Format, c.Server, c.Program = recordFormat, v.Server, v.Program
 	if c.Time.IsZero() {
 		c.Time = v.now()
 	}
