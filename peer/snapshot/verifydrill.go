@@ -42,7 +42,7 @@ func (v *Vault) practise(ctx context.Context, name Name) (Restored, error) {
 	defer remove()
 	target := filepath.Join(dir, "repository.git")
 	done, err := v.Restore(ctx, name, target, RestoreOptions{Check: Full, WithoutHooks: true})
-	if err != nil {
+	if err = v.inScratch(err); err != nil {
 		return done, err
 	}
 	repo := git.Repo{Dir: target}
