@@ -27,7 +27,7 @@ type capture struct {
 }
 
 // errPartial: there is no saying what is missing in such a repository, and what is not there by intent.
-var errPartial = errors.New("it is a partial clone, which lacks objects by intent, and a backup of it could not be restored: fetch everything (git fetch --refetch without a filter, and remove the promisor settings and files)")
+var errPartial = errors.New("it is a partial clone, which lacks objects by intent, and a backup of it could not be restored: unset remote.NAME.partialclonefilter, fetch everything with git fetch --refetch, then unset remote.NAME.promisor and extensions.partialClone, and remove objects/pack/*.promisor")
 
 // capture looks at everything but objects. Refs come first: what they reach is in the object
 // directory by then, and stays there for as long as git's gc spares what is young.
