@@ -258,6 +258,8 @@ func (r *restoreRun) tell(out restored) {
 		r.tellMoved(out)
 	}
 	switch {
+	case out.Error != "" && out.Aside != "":
+		fmt.Fprintf(r.shown, "mirror-shell: %s: replaced, what was there is now %s, but: %s\n", out.Repository, out.Aside, out.Error)
 	case out.Error != "":
 		fmt.Fprintf(r.shown, "mirror-shell: %s: not restored: %s\n", out.Repository, out.Error)
 	case r.Restore.Quiet || r.Restore.JSON:

@@ -117,6 +117,7 @@ func (r *replaced) end(ctx context.Context, aside string) (moved []Moved, notes 
 	}{{0, refusalPatience}, {unix.SIGTERM, refusalPatience}, {unix.SIGKILL, refusalPatience}} {
 		left, err := proc.Pushes(r.dir)
 		if err != nil {
+			closeAll(left)
 			notes = append(notes, fmt.Sprintf("pushes that are under way cannot be seen: %v", err))
 			break
 		}

@@ -225,3 +225,33 @@ func TestManifestFormats(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is read of a manifest can be written again, and names nothing that a restore could be led astray by.
+func FuzzManifest(f *testing.F) {
+	const head = `{"format":2,"repository":"ip1","object_format":"sha1","head":"refs/heads/main","digest":"","refs":{`
+	f.Add([]byte(head + `"refs/heads/main":"6730bf368e96a09b6198c78abf2b8ac4cc69cf94"},"symrefs":{"refs/heads/a":"HEAD","refs/heads/\\xff":"refs/heads/\\xfe"}}`))
+	f.Add([]byte(head + `},"symrefs":{"refs/heads/../../config":"refs/heads/b"}}`))
+	f.Add([]byte(`{"format":1,"repository":"ip1","object_format":"sha1","detached":"6730bf368e96a09b6198c78abf2b8ac4cc69cf94","symrefs":{"refs/heads/a":"refs/heads/b"}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := parseManifest(data)
+		if err != nil {
+			return
+		}
+		for name, target := range m.SymRefs {
+			if !filepath.IsLocal(name) || !strings.HasPrefix(name, "refs/") || strings.ContainsAny(target, "\n\x00") {
+				t.Errorf("%q to %q", name, target)
+			}
+			if _, ok := m.Refs[name]; !ok && m.Format < 2 {
+				t.Errorf("format %d with %q to nothing", m.Format, name)
+			}
+		}
+		text, err := m.encodeJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := parseManifest(text)
+		if err != nil || again.State() != m.State() || !maps.Equal(again.SymRefs, m.SymRefs) {
+			t.Errorf("%v: %s is read back as %+v", err, text, again)
+		}
+	})
+}
