@@ -170,6 +170,8 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 	if r.Restore.InPlace {
 		// Slaves may have what came after the snapshot: no push may take it from them unseen.
 		options.Replace, options.Mark = true, strings.TrimPrefix(peer.RestoredMark(dir), dir+"/")
+		// Somebody may push as soon as it is in its place. That there are no hooks is told below.
+		options.Prepare = func(ctx context.Context, build string) { _ = r.hooked(ctx, git.Repo{Dir: build}) }
 	}
 	report, err := r.vault.Restore(ctx, chosen.Name, dir, options)
 	if r.at.IsZero() && chosen.Time.After(r.began.Add(time.Hour)) {

@@ -32,6 +32,9 @@ type RestoreOptions struct {
 	WithoutHooks bool
 	// Mark is the path in the repository of an empty file that is put there before it takes its place, or "".
 	Mark string
+	// Prepare, when set, is called with the directory of the whole and checked repository before it takes its place: whatever
+	// is to be there from the first moment on.
+	Prepare func(ctx context.Context, dir string)
 	// Progress, when set, is called with the bytes that were written since the last call. It may be called by several
 	// goroutines at once.
 	Progress func(bytes int64)
@@ -146,6 +149,9 @@ func (b *build) make(ctx context.Context, done *Restored) error {
 	}
 	if err := b.writeConfig(ctx); err != nil {
 		return err
+	}
+	if b.o.Prepare != nil {
+		b.o.Prepare(ctx, b.dir)
 	}
 	done.Refs, done.Objects, done.Bytes = len(b.m.Refs), int(b.objects.Load()), b.bytes.Load()
 	done.Notes = append(done.Notes, b.notes...)

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -162,6 +163,24 @@ func TestRestoreOverBroken(t *testing.T) {
 	done, err := v.Restore(t.Context(), name, dir, RestoreOptions{Replace: true})
 	if err != nil || len(done.Notes) != 1 || !strings.Contains(done.Notes[0], "cannot be told") {
 		t.Errorf("%+v, %v", done, err)
+	}
+}
+
+// What Prepare puts into the repository is there from the moment on at which it has its place.
+func TestRestorePrepares(t *testing.T) {
+	v, _ := testVault(t)
+	dir := packedRepo(t, "sha1")
+	name := takeNow(t, v, Source{Repository: "group/ip1", Repo: git.Repo{Dir: dir}}).Name
+	_, err := v.Restore(t.Context(), name, dir, RestoreOptions{Replace: true, Prepare: func(_ context.Context, build string) {
+		if build == dir || os.WriteFile(filepath.Join(build, "prepared"), nil, 0o600) != nil {
+			t.Errorf("prepare %s", build)
+		}
+		if _, err := os.Lstat(filepath.Join(build, "packed-refs")); err != nil {
+			t.Error(err)
+		}
+	}})
+	if _, there := os.Lstat(filepath.Join(dir, "prepared")); err != nil || there != nil {
+		t.Error(err, there)
 	}
 }
 
