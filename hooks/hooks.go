@@ -101,6 +101,9 @@ func Main(run func(*Hook, context.Context) int) {
 // mirrored is left alone, even when the server is not configured; a mirrored
 // one is closed until it can be told who its master is.
 func (h *Hook) PreReceive(ctx context.Context) int {
+	if why := refset.WhyRestoring(h.Dir); why != "" {
+		return h.fatal(nil, fmt.Errorf("push refused: %s", why))
+	}
 	cfg, server, err := h.load(ctx)
 	if cfg == nil {
 		return h.fatal(nil, fmt.Errorf("push refused: %w", err))

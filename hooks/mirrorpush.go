@@ -3,6 +3,7 @@ package hooks
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +35,9 @@ type MirrorPush struct {
 // own: they are on record from now on. alone says that git needs not run the hooks:
 // there are none but ours.
 func (p *MirrorPush) Begin(ctx context.Context, commands []sendpack.Command) (alone bool, err error) {
+	if why := refset.WhyRestoring(p.Repo.Dir); why != "" {
+		return false, fmt.Errorf("push refused: %s", why)
+	}
 	if err := decidePush(p.Server.Hostname, p.Config, p.Peer); err != nil {
 		return false, err
 	}

@@ -15,6 +15,7 @@ import (
 	"mirror-shell/internal/gitolite"
 	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/refset"
 	"mirror-shell/internal/repos"
 	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
@@ -240,6 +241,9 @@ func (s *Session) runGit(ctx context.Context, who string, d Decision, req Reques
 	}
 	argv := gitArgs(verb, repo.Dir, d.User.name == "")
 	if verb == ReceivePack {
+		if why := refset.WhyRestoring(repo.Dir); why != "" { // before anything is uploaded, and where no hooks are, too
+			return s.refuse(who, fmt.Errorf("%s: push refused: %s", s.Server.Hostname, why))
+		}
 		argv = slices.Insert(argv, 1, s.fsck()...)
 	}
 	if verb == ReceivePack && d.User.name == "" {

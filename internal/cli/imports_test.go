@@ -29,7 +29,7 @@ var allowed = map[string]string{
 	"hooks":         "internal/git internal/inbox internal/proc internal/refset internal/rescue internal/sendpack mirrorcfg",
 	"shell":         "internal/digest internal/durable internal/git internal/gitolite internal/lazyregexp internal/meta internal/proc internal/refset internal/repos internal/rescue internal/sendpack mirrorcfg",
 	"peer":          "internal/digest internal/durable internal/git internal/meta internal/proc internal/refset internal/repos internal/rescue internal/sendpack mirrorcfg peer/snapshot peer/store",
-	"peer/snapshot": "internal/digest internal/durable internal/git internal/lazyregexp internal/proc internal/sendpack mirrorcfg peer/store",
+	"peer/snapshot": "internal/digest internal/durable internal/git internal/lazyregexp internal/proc internal/refset internal/sendpack mirrorcfg peer/store",
 	"peer/peertest": "internal/digest internal/git internal/proc mirrorcfg peer",
 
 	"peer/store":           "internal/durable",

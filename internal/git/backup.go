@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,8 +19,10 @@ import (
 
 // What taking a backup asks of git.
 
-// RefsAndTargets returns every ref with its value, as Refs does, and the targets of those that are symbolic. Where
-// there is nothing unusual it starts no process.
+// RefsAndTargets returns every ref with its value, as Refs does, and the targets of those that are symbolic. A symbolic
+// ref to nothing has a target and no value; git itself does not list it. Targets are as they stand in the
+// repository: they may be symbolic refs themselves, and anything at all. Where refs are kept in
+// another format than files it is as git lists them. Where there is nothing unusual it starts no process.
 func (r Repo) RefsAndTargets(ctx context.Context) (refs, targets map[string]string, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
@@ -45,7 +49,83 @@ func (r Repo) RefsAndTargets(ctx context.Context) (refs, targets map[string]stri
 			targets[words[1]] = words[2]
 		}
 	}
-	return refs, targets, nil
+	return refs, targets, r.rawTargets(targets)
+}
+
+// rawTargets adds the symbolic refs that are files, as they stand there.
+func (r Repo) rawTargets(targets map[string]string) error {
+	if _, err := os.Lstat(filepath.Join(r.Dir, "reftable")); err == nil {
+		return nil
+	}
+	return eachLoose(r.Dir, "refs", func(name string, ref RawRef) {
+		if ref.OID == "" && ref.Target != "" {
+			targets[name] = ref.Target
+		}
+	})
+}
+
+// eachLoose calls each with every loose ref below a directory of the repository, by its path there. What
+// vanishes meanwhile is left out.
+func eachLoose(dir, below string, each func(name string, ref RawRef)) error {
+	return filepath.WalkDir(filepath.Join(dir, below), func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && (d.IsDir() || strings.HasSuffix(path, ".lock")) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		name := path[len(dir)+1:]
+		ref, err := Repo{Dir: dir}.looseRef(name)
+		if err == nil {
+			each(name, ref)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+}
+
+// Worktrees returns the objects that the repository's linked worktrees stand on, as far as no ref of the repository says so: WORKTREE/HEAD
+// where that is detached, and what they have as refs of their own, such as WORKTREE/bisect/bad. Without worktrees it is
+// one look at a directory. Unknown are those of which that cannot be read.
+func (r Repo) Worktrees(ctx context.Context) (roots map[string]string, unknown []string, err error) {
+	entries, err := os.ReadDir(filepath.Join(r.Dir, "worktrees"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read worktrees: %w", err)
+	}
+	roots = map[string]string{}
+	for _, e := range entries {
+		tree := filepath.Join("worktrees", e.Name())
+		head, err := r.looseRef(filepath.Join(tree, "HEAD"))
+		if _, other := os.Lstat(filepath.Join(r.Dir, tree, "reftable")); other == nil || err != nil || head.OID == "" && head.Target == "" {
+			unknown = append(unknown, e.Name()+"/HEAD")
+			continue
+		}
+		if head.OID != "" {
+			roots[e.Name()+"/HEAD"] = head.OID
+		}
+		err = eachLoose(r.Dir, filepath.Join(tree, "refs"), func(name string, ref RawRef) {
+			if name = e.Name() + name[len(tree+"/refs"):]; ref.OID != "" {
+				roots[name] = ref.OID
+			}
+		})
+		if err != nil {
+			return nil, nil, fmt.Errorf("read the refs of worktree %s: %w", e.Name(), err)
+		}
+	}
+	there, err := r.Existing(ctx, slices.Collect(maps.Values(roots)))
+	for name, oid := range roots {
+		if !there[oid] {
+			delete(roots, name)
+			unknown = append(unknown, name)
+		}
+	}
+	slices.Sort(unknown)
+	return roots, unknown, err
 }
 
 // DetachedHead returns the object id that HEAD is when it points to no ref.

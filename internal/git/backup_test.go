@@ -32,6 +32,13 @@ func TestRefsAndTargets(t *testing.T) {
 	if err != nil || refs["refs/remotes/origin/HEAD"] != id || !maps.Equal(targets, map[string]string{"refs/remotes/origin/HEAD": "refs/heads/main"}) {
 		t.Errorf("%v, %v, %v", refs, targets, err)
 	}
+	r.git("symbolic-ref", "refs/heads/chain", "refs/remotes/origin/HEAD")
+	r.git("symbolic-ref", "refs/heads/unborn", "refs/heads/next")
+	refs, targets, err = r.RefsAndTargets(ctx)
+	want := map[string]string{"refs/remotes/origin/HEAD": "refs/heads/main", "refs/heads/chain": "refs/remotes/origin/HEAD", "refs/heads/unborn": "refs/heads/next"}
+	if err != nil || len(refs) != 3 || !maps.Equal(targets, want) {
+		t.Errorf("%v, %v, %v", refs, targets, err)
+	}
 	r.write("refs/heads/empty", "")
 	if _, _, err := r.RefsAndTargets(ctx); err == nil || !strings.Contains(err.Error(), "refs/heads/empty") {
 		t.Errorf("a broken ref: %v", err)

@@ -19,6 +19,7 @@ import (
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/queue"
+	"mirror-shell/internal/refset"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/shell"
 )
@@ -124,6 +125,10 @@ func (c *command) examineRepositories(ctx context.Context) ([]Finding, map[strin
 		if err != nil {
 			findings = append(findings, Finding{"repository " + name, fail, proc.OneLine(err.Error(), 300), "correct its git config"})
 			continue
+		}
+		if refset.StaleRestoring(repo.Dir) {
+			findings = append(findings, Finding{"repository " + name, warn, "a restore was killed as it was going to replace it; pushes are taken again",
+				"restore it again, or remove " + refset.RestoringFile(repo.Dir)})
 		}
 		role := cfg.Role(c.server.Hostname)
 		counts[role]++

@@ -35,6 +35,8 @@ type restored struct {
 	Note       string     `json:"note,omitempty"`
 	Error      string     `json:"error,omitempty"`
 	Skipped    bool       `json:"skipped,omitempty"` // it was not there at that time
+	// Moved is what was pushed to what is at Aside now, while it was being replaced.
+	Moved []snapshot.Moved `json:"moved,omitempty"`
 }
 
 // restoreRun is one run of restore.
@@ -178,16 +180,19 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 	if r.Restore.InPlace {
 		// Slaves may have what came after the snapshot: no push may take it from them unseen.
 		options.Replace, options.Mark = true, strings.TrimPrefix(peer.RestoredMark(dir), dir+"/")
+		// Somebody may push as soon as it is in its place. That there are no hooks is told below.
+		options.Prepare = func(ctx context.Context, build string) { _ = r.hooked(ctx, git.Repo{Dir: build}) }
 	}
 	report, err := r.vault.Restore(ctx, chosen.Name, dir, options)
 	if r.at.IsZero() && chosen.Time.After(r.began.Add(time.Hour)) {
 		chosen.Notes = append(chosen.Notes, "its time is in the future: the clock of the server that made it was wrong, or this one's is")
 	}
 	out.Note = strings.Join(append(chosen.Notes, report.Notes...), "; ")
+	out.Moved, out.Aside = report.Moved, report.Before
 	if err != nil {
 		return err
 	}
-	out.Directory, out.Aside, out.Bytes = dir, report.Before, report.Bytes
+	out.Directory, out.Bytes = dir, report.Bytes
 	if r.Restore.InPlace {
 		return r.hooked(ctx, git.Repo{Dir: dir})
 	}
@@ -238,9 +243,35 @@ func (r *restoreRun) hooked(ctx context.Context, repo git.Repo) error {
 	return nil
 }
 
+// maxMoved is how many refs of a repository people are told of by name; programs are told of all.
+const maxMoved = 100
+
+// tellMoved names what was pushed to a repository while it was being replaced. The lock is held.
+func (r *restoreRun) tellMoved(out restored) {
+	for i, m := range out.Moved {
+		if i == maxMoved {
+			fmt.Fprintf(r.shown, "mirror-shell: %s: and %d more refs: git ls-remote %s\n", out.Repository, len(out.Moved)-i, out.Aside)
+			return
+		}
+		what := fmt.Sprintf("%s was moved from %.10s to %.10s", m.Ref, m.Old, m.New)
+		switch {
+		case m.Old == "":
+			what = fmt.Sprintf("%s was made at %.10s", m.Ref, m.New)
+		case m.New == "":
+			what = fmt.Sprintf("%s was deleted at %.10s", m.Ref, m.Old)
+		}
+		fmt.Fprintf(r.shown, "mirror-shell: %s: somebody pushed while it was being restored: %s in %s, and not here\n", out.Repository, proc.OneLine(what, 1000), out.Aside)
+	}
+}
+
 // tell says what became of a repository. The lock is held.
 func (r *restoreRun) tell(out restored) {
+	if !r.Restore.JSON {
+		r.tellMoved(out)
+	}
 	switch {
+	case out.Error != "" && out.Aside != "":
+		fmt.Fprintf(r.shown, "mirror-shell: %s: replaced, what was there is now %s, but: %s\n", out.Repository, out.Aside, out.Error)
 	case out.Error != "":
 		fmt.Fprintf(r.shown, "mirror-shell: %s: not restored: %s\n", out.Repository, out.Error)
 	case r.Restore.Quiet || r.Restore.JSON:
@@ -280,6 +311,9 @@ func (r *restoreRun) finish(ctx context.Context) error {
 		case out.Skipped:
 			count["skipped"]++
 		}
+		if len(out.Moved) > 0 {
+			count["moved"]++
+		}
 	}
 	took := time.Since(r.began).Seconds()
 	if r.Restore.JSON {
@@ -294,11 +328,14 @@ func (r *restoreRun) finish(ctx context.Context) error {
 	} else if !r.Restore.Quiet {
 		fmt.Fprintf(r.Stdout, "%d repositories restored, %d left out, %d failures, %s in %.1f s\n",
 			len(r.all)-count["failed"]-count["skipped"], count["skipped"], count["failed"], bytesText(bytes), took)
+		if count["moved"] > 0 {
+			fmt.Fprintf(r.Stdout, "%d repositories got pushes meanwhile, which are in the directories that were moved aside: git fetch DIRECTORY REF brings them back, or have them pushed again\n", count["moved"])
+		}
 		if r.Restore.InPlace && len(r.all) > 0 {
 			fmt.Fprintln(r.Stdout, "what slaves have beyond this is held: see mirror-shell status after mirror-shell sync; mirror-shell sync --pull-from PEER REPO fetches it")
 		}
 	}
-	if count["failed"] > 0 || count["skipped"] == len(r.all) { // nothing is not what was asked for
+	if count["failed"] > 0 || count["moved"] > 0 || count["skipped"] == len(r.all) { // nothing is not what was asked for
 		return cli.Exit(1)
 	}
 	return nil

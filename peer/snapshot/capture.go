@@ -17,16 +17,17 @@ import (
 
 // capture is what a repository is at one moment, its packs apart.
 type capture struct {
-	Manifest        // without packs; objects of files and LFS have no key yet
-	files    *kept  // where the content of the files is
-	borrows  bool   // objects of other repositories are used
-	grafts   bool   // history is not what the commits say
-	digits   int    // bytes of an object id
-	dir      string // the repository
+	Manifest          // without packs; objects of files and LFS have no key yet
+	files    *kept    // where the content of the files is
+	borrows  bool     // objects of other repositories are used
+	grafts   bool     // history is not what the commits say
+	digits   int      // bytes of an object id
+	dir      string   // the repository
+	dropped  []string // what of the refs cannot be kept, for people
 }
 
 // errPartial: there is no saying what is missing in such a repository, and what is not there by intent.
-var errPartial = errors.New("it is a partial clone, which lacks objects by intent, and a backup of it could not be restored: fetch everything (git fetch --refetch without a filter, and remove the promisor settings and files)")
+var errPartial = errors.New("it is a partial clone, which lacks objects by intent, and a backup of it could not be restored: unset remote.NAME.partialclonefilter, fetch everything with git fetch --refetch, then unset remote.NAME.promisor and extensions.partialClone, and remove objects/pack/*.promisor")
 
 // capture looks at everything but objects. Refs come first: what they reach is in the object
 // directory by then, and stays there for as long as git's gc spares what is young.
@@ -53,7 +54,7 @@ func (t *taking) capture(ctx context.Context) (*capture, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the files: %w", err)
 	}
-	c.Format, c.Repository, c.ID, c.Server, c.Program = Format, t.src.Repository, t.src.ID, t.v.Server, t.v.Program
+	c.Format, c.Repository, c.ID, c.Server, c.Program = c.format(), t.src.Repository, t.src.ID, t.v.Server, t.v.Program
 	c.SealedFor, c.Grace = t.v.sealedFor(), int64(min(t.v.grace(), maxGrace)/time.Second)
 	return c, nil
 }
@@ -94,11 +95,59 @@ func (c *capture) readRefs(ctx context.Context, repo git.Repo) (err error) {
 	if c.Refs, c.SymRefs, err = repo.RefsAndTargets(ctx); err != nil {
 		return err
 	}
+	c.dropTargets()
+	if err := c.readWorktrees(ctx, repo); err != nil {
+		return err
+	}
 	if c.Head, err = repo.Head(ctx); err != nil || c.Head != "" {
 		return err
 	}
 	c.Detached, err = repo.DetachedHead(ctx)
 	return err
+}
+
+// dropTargets leaves out symbolic refs that point to what is no ref's name: to git they do not exist. One to a name outside of refs/ has a value, and
+// is kept as an ordinary ref.
+func (c *capture) dropTargets() {
+	for _, name := range slices.Sorted(maps.Keys(c.SymRefs)) {
+		if target := c.SymRefs[name]; !isTarget(target) || !isRef(name) {
+			delete(c.SymRefs, name)
+			what := "left out"
+			if _, ok := c.Refs[name]; ok {
+				what = "kept as an ordinary ref"
+			}
+			c.dropped = append(c.dropped, fmt.Sprintf("the symbolic ref %q to %.100q is none that git reads, and was %s", name, target, what))
+		}
+	}
+}
+
+// worktreeRefs is where what linked worktrees stand on is kept. A snapshot has no worktrees, only what is in
+// their commits.
+const worktreeRefs = "refs/mirror/worktrees/"
+
+// readWorktrees adds the commits of worktrees as refs: nothing else may reach them.
+func (c *capture) readWorktrees(ctx context.Context, repo git.Repo) error {
+	roots, unknown, err := repo.Worktrees(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range unknown {
+		c.dropped = append(c.dropped, fmt.Sprintf("worktrees/%s cannot be read, and what only it reaches was left out", name))
+	}
+	for _, name := range slices.Sorted(maps.Keys(roots)) {
+		oid := roots[name]
+		ref := worktreeRefs + name
+		if had, taken := c.Refs[ref]; taken && had != oid { // a snapshot was restored, and since then there is such a worktree again
+			tree, rest, _ := strings.Cut(name, "/")
+			ref = worktreeRefs + tree + "-" + oid[:8] + "/" + rest
+		}
+		if !isRef(ref) {
+			c.dropped = append(c.dropped, fmt.Sprintf("worktrees/%s has no name that a ref may have, and what only it reaches was left out", name))
+			continue
+		}
+		c.Refs[ref] = oid
+	}
+	return nil
 }
 
 // outsideMirror are the refs that peers are compared by, unless the caller says otherwise.
@@ -121,7 +170,7 @@ func (m *Manifest) tips() []string {
 
 // sameRefs reports whether nothing moved between two looks.
 func (m *Manifest) sameRefs(other *Manifest) bool {
-	return m.Head == other.Head && m.Detached == other.Detached && maps.Equal(m.Refs, other.Refs)
+	return m.Head == other.Head && m.Detached == other.Detached && maps.Equal(m.Refs, other.Refs) && maps.Equal(m.SymRefs, other.SymRefs)
 }
 
 // after returns the time of a snapshot that follows one of that time.

@@ -62,7 +62,7 @@ func (v *Vault) putDeferred() putting {
 }
 
 func (v *Vault) recordBy(ctx context.Context, put putting, repository string, c Check) error {
-	c.Format, c.Server, c.Program = Format, v.Server, v.Program
+	c.Format, c.Server, c.Program = recordFormat, v.Server, v.Program
 	if c.Time.IsZero() {
 		c.Time = v.now()
 	}

@@ -48,12 +48,18 @@ func (m *Manifest) checkRefs(digits int) error {
 		}
 	}
 	for name, target := range m.SymRefs {
-		if _, ok := m.Refs[name]; !isRef(name) || !isRef(target) || !ok {
+		if !isRef(name) || !isTarget(target) {
 			return fmt.Errorf("symbolic ref %q to %q", name, target)
 		}
 	}
+	if m.Format < m.format() {
+		return fmt.Errorf("symbolic refs that a manifest of format %d cannot have", m.Format)
+	}
 	return nil
 }
+
+// isTarget reports whether a symbolic ref may point there.
+func isTarget(name string) bool { return isRef(name) || name == "HEAD" }
 
 func (m *Manifest) checkPacks(digits int) error {
 	for _, p := range m.Packs {

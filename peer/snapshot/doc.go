@@ -43,6 +43,15 @@
 // it does not know, and ignores fields that it does not know. JSON is text, and names of refs need not be: a byte that is not part of
 // a UTF-8 character is written as \xHH.
 //
+// Format 2 is format 1 with more that "symrefs" may say: a name that is not among the refs, of a symbolic ref to
+// nothing, and the target HEAD. A manifest has it only where there is such a ref, and format 1 everywhere else. A program that
+// knows format 1 only refuses the others and says so; it goes on with all that has format 1. Checks, marks and leases have format 1.
+//
+// What linked worktrees stand on (worktrees/NAME/HEAD where it is detached, and refs of their own) is among the refs, as
+// refs/mirror/worktrees/NAME/HEAD and so on: nothing else may reach those commits, and to whatever reads the manifest they are
+// refs. When such a ref is there already, with another value, NAME gets "-" and eight digits of the object's id. The digest is
+// made of the mirrored refs, and knows nothing of them.
+//
 // Packs of a manifest together hold everything that its refs reach; they may hold more
 // (what was unreachable when they were taken). Where the order matters, old packs come first.
 //

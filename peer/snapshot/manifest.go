@@ -13,8 +13,12 @@ import (
 	"mirror-shell/internal/lazyregexp"
 )
 
-// Format is the version of the manifests that are written. Readers know this one and all before it.
-const Format = 1
+// Format is the latest version of manifests. Readers know it and all before it; what is written is the
+// earliest that can say what there is (see the package comment), so that older servers read nearly all.
+const Format = 2
+
+// recordFormat is the version of checks, marks and leases.
+const recordFormat = 1
 
 // Manifest describes a repository at one moment.
 type Manifest struct {
@@ -40,8 +44,9 @@ type Manifest struct {
 	Retain int64 `json:"retain,omitempty"`
 	// Digest is that of the mirrored refs, as peers are compared by it.
 	Digest string `json:"digest"`
-	// Refs are all refs, full name → object id, those of refs/mirror/ too. Symbolic ones have
-	// their value here and their target in SymRefs. In the JSON, a byte of a ref's name that is not part of
+	// Refs are all refs, full name → object id, those of refs/mirror/ too; and, as refs/mirror/worktrees/WORKTREE/HEAD, what linked
+	// worktrees stand on. Symbolic ones have their value here and their target in SymRefs, and only that
+	// when they point to nothing. In the JSON, a byte of a ref's name that is not part of
 	// a UTF-8 character is \xHH.
 	Refs    map[string]string `json:"refs"`
 	SymRefs map[string]string `json:"symrefs,omitempty"`
@@ -90,6 +95,16 @@ type File struct {
 type LFS struct {
 	OID string `json:"oid"`
 	Object
+}
+
+// format is the earliest format that can say what is in the manifest.
+func (m *Manifest) format() int {
+	for name, target := range m.SymRefs {
+		if _, ok := m.Refs[name]; !ok || !isRef(target) {
+			return 2
+		}
+	}
+	return 1
 }
 
 // State condenses all that a name's digest does not tell: a repository whose digest and state

@@ -84,7 +84,7 @@ func (l *lease) write(ctx context.Context) error {
 	rand.Read(id) // never fails
 	key := marksOf(l.repository) + "lease-" + hex.EncodeToString(id) + ".json"
 	taken := l.v.now()
-	data, err := json.Marshal(map[string]any{"format": Format, "time": taken.UTC(), "server": l.v.Server})
+	data, err := json.Marshal(map[string]any{"format": recordFormat, "time": taken.UTC(), "server": l.v.Server})
 	if err != nil {
 		return err
 	}

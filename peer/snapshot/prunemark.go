@@ -120,8 +120,8 @@ func parseMark(repository, key string, data []byte) (mark, error) {
 	if err := json.Unmarshal(data, &m); err != nil {
 		return mark{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	if m.Format != Format {
-		return mark{}, fmt.Errorf("it has format %d, and this version of mirror-shell reads %d: use a newer one", m.Format, Format)
+	if m.Format != recordFormat {
+		return mark{}, fmt.Errorf("it has format %d, and this version of mirror-shell reads %d: use a newer one", m.Format, recordFormat)
 	}
 	at, err := parseTimes(name[1], name[2])
 	if err != nil || !at.Equal(m.Time) {
@@ -153,7 +153,7 @@ func within(key, prefix string) bool {
 
 // putMark writes a mark and fills in its key.
 func (v *Vault) putMark(ctx context.Context, repository string, m *mark) error {
-	m.Format, m.Server, m.Program = Format, v.Server, v.Program
+	m.Format, m.Server, m.Program = recordFormat, v.Server, v.Program
 	m.Time = v.now().UTC().Truncate(time.Millisecond)
 	data, err := json.Marshal(m)
 	if err != nil {

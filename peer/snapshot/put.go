@@ -128,7 +128,7 @@ func (p *putter) putEncoded(ctx context.Context, c content, o *Object) error {
 	if c.size > maxInMemory {
 		f, err := os.CreateTemp(p.scratch, "encoded-")
 		if err != nil {
-			return err
+			return p.v.inScratch(err)
 		}
 		defer os.Remove(f.Name())
 		defer f.Close()
@@ -136,7 +136,7 @@ func (p *putter) putEncoded(ctx context.Context, c content, o *Object) error {
 	}
 	stored := &counting{hash: sha256.New()}
 	if err := p.v.encodeAll(io.MultiWriter(w, stored), pass, o.Encoding); err != nil {
-		return err
+		return p.v.inScratch(err)
 	}
 	o.SHA256, o.StoredSize, o.StoredSHA256 = pass.sum(), stored.n, hex.EncodeToString(stored.hash.Sum(nil))
 	_, err := p.put(ctx, o, o.StoredSize, open)

@@ -32,6 +32,9 @@ type RestoreOptions struct {
 	WithoutHooks bool
 	// Mark is the path in the repository of an empty file that is put there before it takes its place, or "".
 	Mark string
+	// Prepare, when set, is called with the directory of the whole and checked repository before it takes its place: whatever
+	// is to be there from the first moment on.
+	Prepare func(ctx context.Context, dir string)
 	// Progress, when set, is called with the bytes that were written since the last call. It may be called by several
 	// goroutines at once.
 	Progress func(bytes int64)
@@ -46,6 +49,7 @@ type Restored struct {
 	Objects  int      // packs, indexes, files and LFS objects
 	Bytes    int64    // of content
 	Notes    []string // for people: what was left out, or cleaned up
+	Moved    []Moved  // what was pushed to the repository at Before while this one was made
 
 	Download, Check time.Duration
 }
@@ -98,11 +102,35 @@ func (v *Vault) restore(ctx context.Context, done *Restored, o RestoreOptions) e
 		return err
 	}
 	defer b.remove() // nothing, after it took its place
+	if err := b.watch(ctx, done.Dir); err != nil {
+		return err
+	}
 	if err := b.make(ctx, done); err != nil {
 		return err
 	}
-	done.Before, err = b.swap(done.Dir, o.Replace, v.now())
-	return err
+	return b.takePlace(ctx, done)
+}
+
+// takePlace puts the repository at its target, and finds out what went into the one that was there meanwhile.
+func (b *build) takePlace(ctx context.Context, done *Restored) (err error) {
+	if err := b.watch(ctx, done.Dir); err != nil { // something may have come there meanwhile
+		return err
+	}
+	if b.old == nil {
+		done.Before, err = b.swap(done.Dir, b.o.Replace, b.v.now())
+		return err
+	}
+	defer b.old.open()
+	done.Notes = append(done.Notes, b.old.close(ctx, done.Dir)...)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if done.Before, err = b.swap(done.Dir, b.o.Replace, b.v.now()); done.Before == "" {
+		return err
+	}
+	moved, notes, unknown := b.old.end(ctx, done.Before)
+	done.Moved, done.Notes = moved, append(done.Notes, notes...)
+	return errors.Join(err, unknown)
 }
 
 // make writes and checks the repository, and brings it to the disk.
@@ -121,6 +149,9 @@ func (b *build) make(ctx context.Context, done *Restored) error {
 	}
 	if err := b.writeConfig(ctx); err != nil {
 		return err
+	}
+	if b.o.Prepare != nil {
+		b.o.Prepare(ctx, b.dir)
 	}
 	done.Refs, done.Objects, done.Bytes = len(b.m.Refs), int(b.objects.Load()), b.bytes.Load()
 	done.Notes = append(done.Notes, b.notes...)

@@ -32,6 +32,7 @@ type build struct {
 	dir   string
 	root  *os.Root
 	notes []string
+	old   *replaced // what is at the target; nil: nothing
 
 	objects atomic.Int64
 	bytes   atomic.Int64
@@ -116,10 +117,17 @@ func (b *build) writeGit(ctx context.Context) error {
 
 // checkNames refuses refs that cannot be together in one repository.
 func checkNames(m *Manifest) error {
-	for name := range m.Refs {
-		for dir := path.Dir(name); dir != "refs" && dir != "."; dir = path.Dir(dir) {
-			if _, ok := m.Refs[dir]; ok {
-				return fmt.Errorf("%w: refs %s and %s cannot both be there", ErrIncomplete, dir, name)
+	taken := func(name string) bool {
+		_, ref := m.Refs[name]
+		_, symbolic := m.SymRefs[name]
+		return ref || symbolic
+	}
+	for _, names := range []map[string]string{m.Refs, m.SymRefs} {
+		for name := range names {
+			for dir := path.Dir(name); dir != "refs" && dir != "."; dir = path.Dir(dir) {
+				if taken(dir) {
+					return fmt.Errorf("%w: refs %s and %s cannot both be there", ErrIncomplete, dir, name)
+				}
 			}
 		}
 	}
@@ -135,6 +143,9 @@ func (b *build) writeRefs() error {
 		if _, symbolic := b.m.SymRefs[name]; !symbolic {
 			fmt.Fprintf(&packed, "%s %s\n", b.m.Refs[name], name)
 		}
+	}
+	if strings.Contains(packed.String(), " "+worktreeRefs) {
+		b.notes = append(b.notes, "of linked worktrees there are only the commits, as "+worktreeRefs+"…")
 	}
 	if err := b.write("packed-refs", 0o644, packed.String()); err != nil {
 		return err

@@ -14,10 +14,11 @@ import (
 
 	"mirror-shell/internal/durable"
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/refset"
 )
 
 // beside begins the names of what a restore makes in the directory of its target.
-func beside(target string) string { return "." + filepath.Base(target) + ".mirror-shell-restore-" }
+func beside(target string) string { return refset.BuildName(target) }
 
 // standing is what is at the target of a restore.
 type standing int
@@ -116,7 +117,7 @@ func tidy(target string, now time.Time) (notes []string, err error) {
 
 // setAside renames a repository to NAME.before-restore-TIME beside the target, a name that nobody has.
 func setAside(dir, target string, now time.Time) (string, error) {
-	base := target + ".before-restore-" + now.UTC().Format("20060102T150405Z")
+	base := refset.AsideName(target) + now.UTC().Format("20060102T150405Z")
 	for i := 1; i < 100; i++ {
 		to := base
 		if i > 1 {

@@ -11,6 +11,7 @@ import (
 
 	"mirror-shell/internal/durable"
 	"mirror-shell/internal/lazyregexp"
+	"mirror-shell/internal/proc"
 )
 
 // scratchName is what a directory below Vault.Scratch is called: what it is for, and random digits.
@@ -21,7 +22,7 @@ var scratchName = lazyregexp.New(`^(take|drill)-[0-9]+$`)
 func (v *Vault) scratchDir(purpose string) (dir string, remove func(), err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("scratch directory: %w", err)
+			err = v.inScratch(fmt.Errorf("scratch directory: %w", err))
 		}
 	}()
 	if err := durable.MakeDirs(v.Scratch); err != nil {
@@ -41,6 +42,36 @@ func (v *Vault) scratchDir(purpose string) (dir string, remove func(), err error
 		}
 		lock.Close()
 	}, nil
+}
+
+// ErrNoRoom: the scratch directory is on a disk that is full.
+var ErrNoRoom = errors.New("no room for unfinished work")
+
+// noRoom is how git says, in the C locale, that it could write no further.
+var noRoom = lazyregexp.New(`(?i)no space left on device|out of disk ?space|disk quota exceeded|file too large`)
+
+// inScratch returns err, which happened as something was written below Vault.Scratch, as an ErrNoRoom when the disk was full: then
+// it is nobody's fault but this machine's, and trying again at once would fill it again. What git exited with is not
+// part of that error, so that nobody takes the repository for damaged.
+func (v *Vault) inScratch(err error) error {
+	if err == nil {
+		return nil
+	}
+	var exited *proc.Error
+	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
+	if !full && errors.As(err, &exited) {
+		full = noRoom.MatchString(exited.Stderr)
+	}
+	if !full {
+		return err
+	}
+	var disk unix.Statfs_t
+	free := ""
+	if unix.Statfs(v.Scratch, &disk) == nil {
+		free = fmt.Sprintf(" (%d kB are free)", disk.Bavail*uint64(disk.Bsize)/1000)
+	}
+	return fmt.Errorf("%w in %s%s: make room there, as much as is new in the repository, or make it a symbolic link to a directory on a larger disk: %s",
+		ErrNoRoom, v.Scratch, free, proc.OneLine(err.Error(), 300))
 }
 
 // lockDir locks a directory until the file is closed, or the process ends.

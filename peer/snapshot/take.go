@@ -179,6 +179,9 @@ func (t *taking) run(ctx context.Context) (err error) {
 	if err := t.prepare(ctx, bad, known.Unchecked); err != nil {
 		return err
 	}
+	for _, text := range t.now.dropped {
+		t.note(text)
+	}
 	t.result.Unchanged = same && t.base != nil
 	return t.make(ctx)
 }

@@ -167,7 +167,7 @@ func (t *taking) pack(ctx context.Context, ids io.Reader, revs bool) ([]*localPa
 	t.progress("pack", 0, 0)
 	name, err := t.src.Repo.PackTo(ctx, t.tmp, ids, revs)
 	if err != nil || name == "" {
-		return nil, err
+		return nil, t.v.inScratch(err)
 	}
 	p, err := openPack(strings.TrimSuffix(t.tmp.PackPath(name+".pack"), ".pack"), t.now.digits)
 	if err != nil {
@@ -343,7 +343,7 @@ func (t *taking) merge(ctx context.Context, small []Pack, fresh []*localPack) ([
 	for _, p := range small {
 		n, err := t.copyIDs(ctx, list, p)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", p.Name, err)
+			return nil, t.v.inScratch(fmt.Errorf("%s: %w", p.Name, err))
 		}
 		gone += n
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -41,12 +42,33 @@ func (v *Vault) practise(ctx context.Context, name Name) (Restored, error) {
 	defer remove()
 	target := filepath.Join(dir, "repository.git")
 	done, err := v.Restore(ctx, name, target, RestoreOptions{Check: Full, WithoutHooks: true})
-	if err != nil {
+	if err = v.inScratch(err); err != nil {
 		return done, err
 	}
-	err = git.Repo{Dir: target}.Fsck(ctx)
+	repo := git.Repo{Dir: target}
+	if err := dropUnborn(ctx, repo); err != nil {
+		return done, err
+	}
+	err = repo.Fsck(ctx)
 	if proc.ExitCode(err) > 0 {
 		err = fmt.Errorf("%w: %w", ErrIncomplete, err)
 	}
 	return done, err
+}
+
+// dropUnborn removes the symbolic refs to nothing: git fsck calls each an error, and the repository that was backed up has
+// them, too.
+func dropUnborn(ctx context.Context, repo git.Repo) error {
+	refs, targets, err := repo.RefsAndTargets(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrIncomplete, err)
+	}
+	for name := range targets {
+		if _, ok := refs[name]; !ok {
+			if err := os.Remove(filepath.Join(repo.Dir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
