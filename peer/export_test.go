@@ -5,6 +5,6 @@ import "time"
 // NewSSH makes an ssh peer that is reached in the test's own way.
 func NewSSH(name, hostname string, stall time.Duration, transport Transport) Peer {
 	known := &identities{}
-	known.found(name) // what identify sends has a test of its own
+	known.found(name, serverIdentity{}) // what identify sends has a test of its own
 	return &sshPeer{identities: known, name: name, hostname: hostname, stall: stall, transport: transport, stock: &stockMemory{}, maxDelete: 50}
 }

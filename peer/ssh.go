@@ -192,6 +192,9 @@ func (r *syncRun) receivePack(ctx context.Context) (*conn, error) {
 	if err := r.identify(ctx); err != nil {
 		return nil, err
 	}
+	if err := r.wildFirst(ctx); err != nil {
+		return nil, err
+	}
 	conn, err := r.showRefs(ctx)
 	if r.createWanted(err) {
 		if err := r.create(ctx); err != nil {
@@ -199,7 +202,10 @@ func (r *syncRun) receivePack(ctx context.Context) (*conn, error) {
 		}
 		return r.showRefs(ctx)
 	}
-	return conn, err
+	if err != nil {
+		return r.wildLast(ctx, err)
+	}
+	return conn, nil
 }
 
 func (r *syncRun) showRefs(ctx context.Context) (*conn, error) {
