@@ -129,7 +129,7 @@ func (w *wildWorld) refused() {
 	w.gollum.AddConf(w.t, strings.Replace(wildCopyConf, "C = alice", "C = bob", 1), w.alice.Client)
 	w.frodo.Host().Run(w.t, "mirror-shell", "sync", "wild/r")
 	w.shows("wild/r", "for wild/r gitolite.conf on gollum needs `C = alice`; a", "")
-	w.gollum.AddConf(w.t, "\nrepo wild/..*\n    C = alice\n")
+	w.gollum.AddConf(w.t, "\nrepo wild/..*\n    option bypass-creator-check = 1\n")
 	w.frodo.Host().MustRun(w.t, "mirror-shell", "sync", "wild/r")
 	w.arrives("wild/r")
 	w.has("wild/r", "gl-creator", "alice")
