@@ -160,12 +160,11 @@ func (h *metaSync) sendToGitolite(ctx context.Context) error {
 func (h *metaSync) sendWild(ctx context.Context) error {
 	h.wild.tried = true
 	const what = "gl-creator and gl-perms were not sent: "
-	name := h.src.Config.Name
-	command, perms, err := wildCommand(name, h.data)
-	known := h.identities.of(h.name)
+	command, perms, err := wildCommand(h.src.Config.Name, h.data)
+	user := h.identities.of(h.name).user
 	switch {
-	case known.user != "server-"+h.hostname:
-		h.wild.refused = fmt.Sprintf("%s%s takes us for the user %s", what, h.name, proc.OneLine(known.user, 80))
+	case user != "server-"+h.hostname:
+		h.wild.refused = fmt.Sprintf("%s%s takes us for the user %s", what, h.name, proc.OneLine(user, 80))
 		h.wild.advice = fmt.Sprintf("our key is to be keydir/server-%s.pub there", h.hostname)
 		return nil
 	case err != nil && (command == "" || h.adv != nil): // a copy that is there keeps what it has
@@ -174,10 +173,20 @@ func (h *metaSync) sendWild(ctx context.Context) error {
 	case err != nil:
 		h.wild.refused = "gl-perms was not sent: " + err.Error()
 	}
+	why, err := h.runWild(ctx, command, perms)
+	if why != "" {
+		h.wild.said, h.wild.refused = why, fmt.Sprintf("gl-creator and gl-perms were not taken: %s says: %s", h.name, why)
+		h.wild.advice = wildAdvice(why, strings.TrimSuffix(*h.data.Creator, "\n"), h.hostname, h.name, h.src.Config.Name)
+	}
+	return err
+}
+
+// runWild is the exchange. It returns why the peer refuses, or the error by which that is not known.
+func (h *metaSync) runWild(ctx context.Context, command, perms string) (why string, err error) {
 	var said heldBack
 	conn, err := h.open(ctx, command, &said)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer conn.cancel()
 	_, err = h.exchange(conn, func(w io.Writer) error {
@@ -185,18 +194,16 @@ func (h *metaSync) sendWild(ctx context.Context) error {
 		return err
 	})
 	if err == nil {
-		return nil
+		return "", nil
 	}
-	why := gitoliteRefusal(said.String())
+	why = gitoliteRefusal(said.String())
 	if ctx.Err() != nil || errors.Is(err, ErrUnreachable) && why == "" { // perl's exit status may be ssh's own
-		return fmt.Errorf("gl-creator and gl-perms: %w", err)
+		return "", fmt.Errorf("gl-creator and gl-perms: %w", err)
 	}
 	if why == "" {
 		why = proc.OneLine(err.Error(), maxRefusal)
 	}
-	h.wild.said, h.wild.refused = why, fmt.Sprintf("gl-creator and gl-perms were not taken: %s says: %s", h.name, why)
-	h.wild.advice = wildAdvice(why, strings.TrimSuffix(*h.data.Creator, "\n"), h.hostname, h.name, name)
-	return nil
+	return why, nil
 }
 
 // wildCommand is what sets the creator and the permissions of a wild repository, and what the
