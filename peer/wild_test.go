@@ -1,12 +1,16 @@
 package peer
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"unicode"
 
 	"mirror-shell/internal/meta"
+	"mirror-shell/internal/refset"
 )
 
 // What gitolite 3.6.12 says, and the line that is missing there.
@@ -79,4 +83,28 @@ func FuzzGitoliteGreeting(f *testing.F) {
 			t.Fatalf("%q, %q, %t", user, version, ok)
 		}
 	})
+}
+
+func TestMakeFirst(t *testing.T) {
+	dir, p := t.TempDir(), &Peers{}
+	touch := func(path string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, want := range []bool{false, true, false} {
+		switch i {
+		case 1:
+			touch(filepath.Join(dir, "gl-creator"))
+		case 2:
+			touch(refset.Path(dir, "gollum"))
+		}
+		if got := p.MakeFirst(dir, "gollum"); got != want {
+			t.Errorf("%d: %t", i, got)
+		}
+	}
+	if !p.MakeFirst(dir, "sam") {
+		t.Error("of sam nothing is known")
+	}
 }
