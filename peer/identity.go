@@ -11,10 +11,24 @@ import (
 	"time"
 )
 
-// greeting is what a mirror-shell server says of itself (info --json).
+// greeting is what a mirror-shell server says of itself (info --json), or a gitolite 3,
+// which has an info of that name, too.
 type greeting struct {
 	Hostname string   `json:"hostname"`
 	Verbs    []string `json:"verbs"`
+	Gitolite string   `json:"gitolite_version"`
+	User     string   `json:"GL_USER"` // whom a gitolite takes us for
+}
+
+// make says of what kind the server is that has greeted so; ok as greet returned it.
+func (g greeting) make(ok bool) serverIdentity {
+	switch {
+	case ok && g.Gitolite != "":
+		return serverIdentity{make: gitolite, user: g.User}
+	case ok && g.Hostname != "":
+		return serverIdentity{make: mirrorShell}
+	}
+	return serverIdentity{make: foreign}
 }
 
 // maxGreeting bounds a greeting, in bytes.
@@ -66,8 +80,9 @@ func (p *sshPeer) identify(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", p.name, err)
 	}
-	if !ok || g.Hostname == "" {
-		g.Hostname = p.name // a foreign one has no name of its own
+	if kind := g.make(ok); kind.make != mirrorShell {
+		p.identities.found(p.name, kind) // a foreign one has no name of its own
+		return nil
 	}
 	return p.is(g.Hostname)
 }
@@ -77,30 +92,53 @@ func (p *sshPeer) is(hostname string) error {
 	if hostname != p.name {
 		return fmt.Errorf("%s: %w: the server that answers calls itself %.100q: correct HostName of %s in ssh_config, or hostname there", p.name, ErrUnreachable, hostname, p.name)
 	}
-	p.identities.found(p.name)
+	p.identities.found(p.name, serverIdentity{make: mirrorShell})
 	return nil
+}
+
+// serverMake is what runs on a server.
+type serverMake int
+
+const (
+	foreign     serverMake = iota // not ours: git alone, or what has not been found out
+	mirrorShell                   // this program
+	gitolite                      // gitolite 3 without this program
+	gitAlone                      // neither
+)
+
+// serverIdentity is what was found out about a server.
+type serverIdentity struct {
+	make serverMake
+	user string // whom a gitolite takes us for
+	at   time.Time
 }
 
 // identities are the peers that were identified lately.
 type identities struct {
 	mu   sync.Mutex
-	last map[string]time.Time
+	last map[string]serverIdentity
 }
 
 // identifyEvery is how long an identity is believed.
 const identifyEvery = 10 * time.Minute
 
-func (i *identities) fresh(name string) bool {
+func (i *identities) fresh(name string) bool { return time.Since(i.of(name).at) < identifyEvery }
+
+// of returns what was found out last.
+func (i *identities) of(name string) serverIdentity {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return time.Since(i.last[name]) < identifyEvery
+	return i.last[name]
 }
 
-func (i *identities) found(name string) {
+func (i *identities) found(name string, id serverIdentity) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.last == nil {
-		i.last = map[string]time.Time{}
+		i.last = map[string]serverIdentity{}
 	}
-	i.last[name] = time.Now()
+	if id.at.IsZero() {
+		id.at = time.Now()
+	}
+	i.last[name] = id
 }

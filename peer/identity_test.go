@@ -46,6 +46,18 @@ func TestIdentify(t *testing.T) {
 			t.Errorf("%q: asked %d times", text, s.asked)
 		}
 	}
+	for text, want := range map[string]serverIdentity{
+		`{"hostname":"sam","verbs":[]}`:                                  {make: mirrorShell},
+		`{"GL_USER":"server-frodo","gitolite_version":"3.6","repos":{}}`: {make: gitolite, user: "server-frodo"},
+		`{"GL_USER":"server-frodo"}`:                                     {make: foreign},
+		"hello frodo, this is git@x running gitolite3 v3 on git 2\n":     {make: foreign}, // until it is asked otherwise
+	} {
+		p := &sshPeer{name: "sam", stall: time.Minute, transport: &speaker{text: text}, identities: &identities{}}
+		err := p.identify(t.Context())
+		if got := p.identities.of("sam"); err != nil || got.make != want.make || got.user != want.user {
+			t.Errorf("%q: %+v, %v", text, got, err)
+		}
+	}
 	s := &speaker{text: "END 0 gollum\n"}
 	p := &sshPeer{name: "sam", stall: time.Minute, transport: s, identities: &identities{}}
 	if _, err := p.Compare(t.Context()); !errors.Is(err, ErrUnreachable) {

@@ -28,7 +28,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type local struct {
 	copy    *peertest.Repo
 	foreign bool
-	quick   bool // has the verb mirror-push
+	quick   bool          // has the verb mirror-push
+	wild    *fakeGitolite // set: a gitolite
 	// wrap, when set, may put a fault around the stream of a command.
 	wrap func(ctx context.Context, verb string, s *stream)
 
@@ -44,6 +45,8 @@ func (l *local) Open(ctx context.Context, host, command string, stderr io.Writer
 	ctx, cancel := context.WithCancel(ctx)
 	var s *stream
 	switch {
+	case l.wild != nil && (verb != "git-receive-pack" || l.wild.missing):
+		s = answer(ctx, cancel, func(in io.Reader, out io.Writer) error { return l.wild.run(command, in, out, stderr) })
 	case verb == "git-receive-pack":
 		s = l.receivePack(ctx, cancel, stderr)
 	case verb == "mirror-meta" && !l.foreign:

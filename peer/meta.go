@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"time"
 
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/meta"
@@ -28,6 +30,7 @@ type metaSync struct {
 	notes   []string // what cannot travel
 	sent    bool     // by this Sync
 	foreign bool     // the peer was found not to take it, by this Sync
+	wild    wildSync // what a gitolite takes of it
 }
 
 // look finds out what there is to send.
@@ -57,7 +60,7 @@ func (h *metaSync) newHead() bool {
 }
 
 // newRest reports whether the peer is to be told of the rest.
-func (h *metaSync) newRest() bool { return h.hash != h.known.Hash }
+func (h *metaSync) newRest() bool { return h.known.New(h.hash) }
 
 // before sends what is news.
 func (h *metaSync) before(ctx context.Context) error {
@@ -100,6 +103,9 @@ func (h *metaSync) after(ctx context.Context, refsErr error) error {
 			return err
 		}
 	}
+	if !h.wild.tried && !h.newRest() {
+		return nil // and what was noted about it then stays noted
+	}
 	return h.record(h.notTaken())
 }
 
@@ -115,20 +121,36 @@ func (h *metaSync) note() string {
 	return strings.Join(notes, "; ")
 }
 
-// notTaken is the note about a peer that takes no metadata, "" where there is none.
+// notTaken is the note about a peer that takes no metadata, or of a wild repository only what
+// gitolite does; "" where there is none.
 func (h *metaSync) notTaken() string {
-	if h.data.Empty() {
-		return ""
+	names := h.data.Names()
+	if h.wild.tried {
+		names = slices.DeleteFunc(names, func(name string) bool { return name == "gl-creator" || name == "gl-perms" })
 	}
-	return strings.Join(h.data.Names(), ", ") + " not sent: " + h.name + " does not take it"
+	var notes []string
+	if len(names) > 0 {
+		notes = append(notes, strings.Join(names, ", ")+" not sent: "+h.name+" does not take it")
+	}
+	if h.wild.refused != "" {
+		notes = append(notes, h.wild.note())
+	}
+	return strings.Join(notes, "; ")
 }
 
 func (h *metaSync) record(note string) error {
 	h.known = meta.Record{Hash: h.hash, Note: note}
+	if h.wild.refused != "" {
+		h.known.Again = time.Now().Add(refusedFor).Unix()
+	}
 	return h.known.Save(h.src.Repo.Dir, h.name)
 }
 
 func (h *metaSync) send(ctx context.Context) error {
+	if h.identities.of(h.name).make == gitolite {
+		h.foreign = true
+		return h.sendToGitolite(ctx)
+	}
 	what := "metadata"
 	if h.newHead() || h.data.Empty() {
 		what = "HEAD"
@@ -143,6 +165,9 @@ func (h *metaSync) send(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	h.foreign = true
+	if h.isWild() && h.gitolite(ctx) {
+		return h.sendToGitolite(ctx)
+	}
 	return nil
 }
 

@@ -97,7 +97,7 @@ func (p *Peers) Open(name string) (Peer, error) {
 			name: name, hostname: p.Server.Hostname,
 			stall: time.Duration(p.Server.Worker.StallTimeout), transport: p.Transport, stock: &p.stock, identities: &p.known,
 			packs: &p.packs, stateDir: p.Server.StateDir,
-			maxDelete: p.Server.Guard.MaxDeletePercent,
+			maxDelete: p.Server.Guard.MaxDeletePercent, maxPart: maxPart,
 		}, nil
 	case KindBackup:
 		return &backupPeer{name, p}, nil

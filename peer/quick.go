@@ -116,6 +116,12 @@ func (h *heldBack) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+func (h *heldBack) String() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return string(h.text)
+}
+
 func (h *heldBack) sayTo(w io.Writer) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

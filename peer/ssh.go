@@ -37,6 +37,7 @@ type sshPeer struct {
 	packs      *packs // nil: packs are not shared
 	stateDir   string // where a shared pack may stand
 	maxDelete  int    // percent of the peer's refs that may be deleted in one sync
+	maxPart    int    // refs that a gitolite gets in one session
 }
 
 // syncRun is the state of one Sync.
@@ -156,7 +157,7 @@ type attempt struct {
 	careful bool            // look every object up before it is named to git
 }
 
-// push is one connection.
+// push is one connection, or several where the peer gets many refs in parts.
 func (r *syncRun) push(ctx context.Context, how attempt) error {
 	conn, err := r.receivePack(ctx)
 	if err != nil {
@@ -165,10 +166,11 @@ func (r *syncRun) push(ctx context.Context, how attempt) error {
 	defer conn.cancel()
 	local := r.pulse.pause() // the peer has nothing to say while we think
 	todo, err := r.plan(ctx, how.skip)
+	groups, careful := r.groups(ctx, todo.commands), how.careful || len(todo.rescued) > 0
 	var have []string
 	if err == nil && len(todo.commands) > 0 {
-		if have, err = r.haves(ctx, todo.commands, how.careful || len(todo.rescued) > 0); err == nil {
-			err = r.record(todo.commands)
+		if have, err = r.haves(ctx, groups[0], careful); err == nil {
+			err = r.record(groups[0])
 		}
 	}
 	local()
@@ -183,13 +185,16 @@ func (r *syncRun) push(ctx context.Context, how attempt) error {
 		_ = sendpack.End(conn)
 		return also(err, r.ended(conn, nil), r.leftovers(todo), r.confirm(nil))
 	}
-	return also(r.send(ctx, conn, todo, have), r.leftovers(todo))
+	return also(r.sendGroups(ctx, conn, todo, groups, have, careful), r.leftovers(todo))
 }
 
 // receivePack begins a push: the peer shows its refs. A repository that is not
 // there is made, where the peer lets us.
 func (r *syncRun) receivePack(ctx context.Context) (*conn, error) {
 	if err := r.identify(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.wildFirst(ctx); err != nil {
 		return nil, err
 	}
 	conn, err := r.showRefs(ctx)
@@ -199,7 +204,10 @@ func (r *syncRun) receivePack(ctx context.Context) (*conn, error) {
 		}
 		return r.showRefs(ctx)
 	}
-	return conn, err
+	if err != nil {
+		return r.wildLast(ctx, err)
+	}
+	return conn, nil
 }
 
 func (r *syncRun) showRefs(ctx context.Context) (*conn, error) {

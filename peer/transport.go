@@ -147,7 +147,7 @@ func watch(ctx context.Context, limit time.Duration) (context.Context, *pulse) {
 			}
 			idle, patience, why := time.Since(time.Unix(0, p.last.Load())), limit, "worker.stall_timeout"
 			if n := p.refs.Load(); n > 0 {
-				patience += min(time.Duration(n)*perRef, maxWorking*limit)
+				patience += min(time.Duration(n)*perRef, max(maxWorking*limit, maxPart*perRef))
 				why += fmt.Sprintf(", and more for %d refs", n)
 			}
 			if idle >= patience {
@@ -162,7 +162,8 @@ func watch(ctx context.Context, limit time.Duration) (context.Context, *pulse) {
 
 // perRef is how long a peer may work on each ref of a push without a byte. git runs
 // the update hook for one ref after the other, and gives a sign of life only when a single
-// one takes long. gitolite's starts perl: a thousand refs took 161 s on a busy machine.
+// one takes long. gitolite's starts perl: a thousand refs took 161 s on a busy machine, and
+// more than that it is not sent at once (parts.go).
 const perRef = time.Second
 
 // busy says that the peer has all of a push of n refs and works on it; 0 ends that.

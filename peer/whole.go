@@ -203,7 +203,7 @@ func (r *syncRun) tellOp(ctx context.Context, op repos.Op) error {
 // NewMeta reports whether a copy is to be told of the metadata with that hash; the
 // directory is the repository's. A backup has files of its own way.
 func (p *Peers) NewMeta(repoDir, name, hash string) bool {
-	return p.Kind(name) != KindBackup && meta.Known(repoDir, name).Hash != hash
+	return p.Kind(name) != KindBackup && meta.Known(repoDir, name).New(hash)
 }
 
 func printable(s string) string { return proc.OneLine(s, 120) }

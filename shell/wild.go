@@ -7,7 +7,6 @@ import (
 	"io"
 	"strings"
 
-	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/internal/meta"
 	"mirror-shell/mirrorcfg"
 )
@@ -23,10 +22,7 @@ import (
 // maxPerms bounds what is read before it is known to be sound.
 const maxPerms = 64 << 10
 
-// A line of gl-perms is a role and those who have it, people and groups.
-var permsLine = lazyregexp.New(`^[0-9A-Za-z][0-9A-Za-z_-]*([ \t]+@?[0-9A-Za-z][0-9A-Za-z._@+-]*)*$`)
-
-// parsePerms reads a gl-perms to the end of input. Comments and blank lines are dropped.
+// parsePerms reads a gl-perms to the end of input.
 func parsePerms(r io.Reader) (string, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxPerms+1))
 	if err != nil {
@@ -35,19 +31,7 @@ func parsePerms(r io.Reader) (string, error) {
 	if len(data) > maxPerms {
 		return "", fmt.Errorf("more than %d bytes", maxPerms)
 	}
-	var perms strings.Builder
-	for line := range strings.Lines(string(data)) {
-		line, _, _ = strings.Cut(line, "#")
-		line = strings.Trim(line, " \t\r\n")
-		if line == "" {
-			continue
-		}
-		if !permsLine.MatchString(line) {
-			return "", fmt.Errorf("%.80q is not a role with its users", line)
-		}
-		perms.WriteString(line + "\n")
-	}
-	return perms.String(), nil
+	return meta.ParsePerms(string(data))
 }
 
 // parseWild reads what follows "CREATOR=".

@@ -17,6 +17,8 @@ func TestParsePerms(t *testing.T) {
 		"READERS alice @devs\n":       "READERS alice @devs\n",
 		" WRITERS\tbob \r\n\n#x\nA b": "WRITERS\tbob\nA b\n",
 		"READERS":                     "READERS\n",
+		"@READERS = bob\n= @A =b":     "!",
+		"@READERS = bob\n@A=b":        "READERS   bob\nA b\n",
 		"READERS al;ice\n":            "!",
 		"READERS ../x\n":              "!",
 		"-x y\n":                      "!",

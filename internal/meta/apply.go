@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/gofrs/flock"
 
@@ -187,6 +188,15 @@ func (a *applying) ownConfig(ctx context.Context) (map[string]string, error) {
 type Record struct {
 	Hash string `json:"hash"` // of what the peer confirmed, Head apart
 	Note string `json:"note,omitempty"`
+	// Again is from when on (Unix time, seconds) what a peer refused is to be sent again; 0: it
+	// has refused nothing.
+	Again int64 `json:"again,omitzero"`
+}
+
+// New reports whether a peer of which this is known is to be told of the metadata with
+// that hash.
+func (r Record) New(hash string) bool {
+	return r.Hash != hash || r.Again != 0 && time.Now().Unix() >= r.Again
 }
 
 func recordFile(repoDir, peer string) string { return refset.Path(repoDir, peer) + ".meta" }

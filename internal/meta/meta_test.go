@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -274,12 +275,31 @@ func FuzzBranch(f *testing.F) {
 	})
 }
 
+// What was refused is news again after a while.
+func TestRecordNew(t *testing.T) {
+	now := time.Now().Unix()
+	for _, c := range []struct {
+		known Record
+		want  bool
+	}{
+		{Record{}, true}, {Record{Hash: "x"}, true}, {Record{Hash: "abc"}, false},
+		{Record{Hash: "abc", Again: now + 60}, false}, {Record{Hash: "abc", Again: now - 1}, true}, {Record{Hash: "x", Again: now + 60}, true},
+	} {
+		if got := c.known.New("abc"); got != c.want {
+			t.Errorf("%+v: %t", c.known, got)
+		}
+	}
+	if (Record{}).New("") {
+		t.Error("nothing is news")
+	}
+}
+
 func TestRecord(t *testing.T) {
 	repo := bare(t)
 	if Known(repo.Dir, "sam") != (Record{}) {
 		t.Error("something is known")
 	}
-	r := Record{"abc", "a note"}
+	r := Record{"abc", "a note", 0}
 	if err := r.Save(repo.Dir, "sam"); err != nil || Known(repo.Dir, "sam") != r || Known(repo.Dir, "sam2") != (Record{}) {
 		t.Error(err, Known(repo.Dir, "sam"))
 	}

@@ -24,7 +24,7 @@ repo wild/..*
     RW+ = CREATOR
     R = READERS
     config gitolite.mirror.master = frodo
-    config gitolite.mirror.slaves = sam
+    config gitolite.mirror.slaves = sam gollum
 `
 
 // copyConf is gitolite.conf on gollum, which has gitolite's own mirroring.
@@ -34,6 +34,12 @@ repo ip1
     option mirror.master = frodo
     option mirror.copies = gollum
     option mirror.redirectOK = gollum
+repo wild/..*
+    C = alice
+    RW+ = CREATOR
+    R = READERS
+    option mirror.master = frodo
+    option mirror.copies = gollum
 `
 
 // chain is three servers that let alice in, and what was typed at them.
@@ -158,16 +164,21 @@ func (c *chain) redirects() {
 
 // wild has alice create a repository by a push, and later let others read it.
 func (c *chain) wild() {
-	c.by(0, "frodo ==== (wild/a) ===> sam", "git", "push", "frodo:wild/a", "HEAD:refs/heads/main")
-	if !testenv.Poll(func() bool { _, err := os.Stat(c.sam.RepoDir("wild/a")); return err == nil }) {
-		c.t.Fatal("the wild repository is not created on sam")
+	slaves := []*testenv.Server{c.sam, c.gollum.Host()}
+	c.by(0, "frodo ==== (wild/a) ===> sam gollum", "git", "push", "frodo:wild/a", "HEAD:refs/heads/main")
+	for _, s := range slaves {
+		if !testenv.Poll(func() bool { _, err := os.Stat(s.RepoDir("wild/a") + "/refs/heads/main"); return err == nil }) {
+			c.t.Fatalf("the wild repository is not created on %s", s.Name)
+		}
+		has(c.t, s, "wild/a", "main", strings.TrimSpace(c.alice.Git(c.t, c.alice.work, "rev-parse", "HEAD")))
 	}
-	has(c.t, c.sam, "wild/a", "main", strings.TrimSpace(c.alice.Git(c.t, c.alice.work, "rev-parse", "HEAD")))
 	c.by(0, "", "ssh", "frodo", "perms", "wild/a", "+", "READERS", "bob")
 	c.at(c.frodo.Host(), "mirror-shell", "sync")
-	for file, want := range map[string]string{"gl-creator": "alice", "gl-perms": "READERS bob\n"} {
-		if r := c.at(c.sam, "cat", "repositories/wild/a.git/"+file); r.Stdout != want {
-			c.t.Errorf("%s on sam is %q", file, r)
+	for _, s := range slaves {
+		for file, want := range map[string]string{"gl-creator": "alice", "gl-perms": "READERS bob\n"} {
+			if r := c.at(s, "cat", "repositories/wild/a.git/"+file); r.Stdout != want {
+				c.t.Errorf("%s on %s is %q", file, s.Name, r)
+			}
 		}
 	}
 	c.at(c.frodo.Host(), "mirror-shell", "status")

@@ -3,10 +3,10 @@ package worker
 import (
 	"context"
 	"fmt"
-	"regexp"
 
 	"mirror-shell/internal/cli"
 	"mirror-shell/internal/proc"
+	"mirror-shell/peer"
 )
 
 // examineGitolite looks at the gitolite that manages the repositories, if one does.
@@ -32,18 +32,9 @@ func (c *command) examineGitolite(ctx context.Context) []Finding {
 	return findings
 }
 
-// greeted is the first line of what gitolite 3 answers to info.
-var greeted = regexp.MustCompile(`^hello (\S{1,100}), this is \S+ running gitolite(3\S* \S+)`)
-
 // gitoliteGreeting finds in an answer to info the name by which a gitolite 3 knows our key,
 // and its version.
-func gitoliteGreeting(text string) (user, version string, ok bool) {
-	m := greeted.FindStringSubmatch(text)
-	if m == nil {
-		return "", "", false
-	}
-	return m[1], m[2], true
-}
+var gitoliteGreeting = peer.GitoliteGreeting // a name that is free where a peer is called peer
 
 // judgeGitolite judges a peer that has gitolite and no mirror-shell. Its name for our key
 // decides what a push is there: a mirror's, or that of a user with rights of its own.
@@ -53,5 +44,5 @@ func judgeGitolite(hostname, peer, user, version string) Finding {
 		return Finding{"peer " + peer, warn, says + "it takes us for the user " + proc.OneLine(user, 80),
 			fmt.Sprintf("nothing, if that user may do all there that a push needs; to be a master with its option mirror.master, our key is to be keydir/%s.pub there, and no other", want)}
 	}
-	return Finding{"peer " + peer, ok, says + "it knows us as " + user + "; HEAD and metadata do not travel to it", ""}
+	return Finding{"peer " + peer, ok, says + "it knows us as " + user + "; refs travel to it, and creator and permissions of wild repositories, but not HEAD, description and config", ""}
 }

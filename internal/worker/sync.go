@@ -213,6 +213,9 @@ func (r *syncRun) compareForeign(ctx context.Context, name string, copies []repl
 	defer stop()
 	limit := make(chan struct{}, r.server.Worker.JobsPerPeer)
 	for _, c := range copies {
+		if r.peers.MakeFirst(c.state.Dir, name) {
+			continue
+		}
 		looks.Go(func() {
 			limit <- struct{}{}
 			defer func() { <-limit }()

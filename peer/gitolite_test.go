@@ -1,0 +1,243 @@
+package peer_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"mirror-shell/internal/meta"
+	"mirror-shell/internal/refset"
+	"mirror-shell/peer"
+	"mirror-shell/peer/peertest"
+)
+
+// fakeGitolite answers as a gitolite 3 does, in front of a copy.
+type fakeGitolite struct {
+	user    string // whom it takes us for
+	missing bool   // the copy is not there
+	refuses string // what it says to perms -c, if it refuses
+
+	got []string // commands that set permissions, each with what it read
+}
+
+func (g *fakeGitolite) run(command string, in io.Reader, out, stderr io.Writer) error {
+	verb, _, _ := strings.Cut(command, " ")
+	switch {
+	case command == "info":
+		fmt.Fprintf(out, "hello %s, this is git@host running gitolite3 3.6.12-1 (Debian) on git 2.39.5\n\n R W\ttesting\n", g.user)
+		return nil
+	case verb == "git-receive-pack":
+		fmt.Fprintln(stderr, "fatal: '/home/git/repositories/x.git' does not appear to be a git repository")
+		return errors.New("exit status 128: fatal: '/home/git/repositories/x.git' does not appear to be a git repository")
+	case strings.HasPrefix(verb, "CREATOR="):
+		fmt.Fprintln(stderr, "'batch' mode started, waiting for input (run with '-h' for details).")
+		perms, err := io.ReadAll(in)
+		if g.got = append(g.got, command+" < "+string(perms)); g.refuses != "" {
+			fmt.Fprintln(stderr, g.refuses)
+			return errors.New("exit status 25")
+		}
+		g.missing = false
+		return err
+	}
+	fmt.Fprintf(stderr, "FATAL: unknown git/gitolite command: '%s'\n", command)
+	return errors.New("exit status 25")
+}
+
+// newGitolite is a repository of alice's, and a gitolite to which it is mirrored.
+func newGitolite(t *testing.T) (*peertest.Fixture, *local) {
+	f, transport := newFixture(t, time.Minute)
+	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo", missing: true}
+	f.Write("gl-creator", "alice")
+	f.Commit("refs/heads/main")
+	return f, transport
+}
+
+const sets = "CREATOR=alice perms -c '" + peertest.Repository + "' < "
+
+// A copy of a wild repository is made before the first push, its permissions travel when they
+// have changed, and a push costs nothing more.
+func TestGitoliteWild(t *testing.T) {
+	t.Parallel()
+	f, transport := newGitolite(t)
+	for i, c := range []struct {
+		change          func()
+		verbs, got, not string
+	}{
+		{func() {}, "info CREATOR=alice git-receive-pack", sets, "HEAD"},
+		{func() { f.Commit("refs/heads/main") }, "git-receive-pack", "", "HEAD"},
+		{func() { f.Write("gl-perms", "READERS bob\n") }, "git-receive-pack CREATOR=alice", sets + "READERS bob\n", "HEAD"},
+		{func() { f.Commit("refs/heads/main") }, "git-receive-pack", "", "HEAD"},
+		{func() { f.Write("description", "x\n") }, "git-receive-pack CREATOR=alice", sets + "READERS bob\n", "HEAD description"},
+		{func() { transport.wild.missing = true; f.Copy.Repo.Git("update-ref", "-d", "refs/heads/main") },
+			"git-receive-pack CREATOR=alice git-receive-pack", sets + "READERS bob\n", "HEAD description"},
+		{func() { os.Remove(filepath.Join(f.Dir, "gl-perms")) }, "git-receive-pack CREATOR=alice", sets, "HEAD description"},
+	} {
+		c.change()
+		transport.verbs()
+		transport.wild.got = nil
+		out := f.MustSync()
+		if verbs := transport.verbs(); verbs != c.verbs {
+			t.Errorf("%d: commands sent: %s, want %s", i, verbs, c.verbs)
+		}
+		if got := strings.Join(transport.wild.got, "|"); got != c.got {
+			t.Errorf("%d: sent %q, want %q", i, got, c.got)
+		}
+		if strings.Contains(out.Note, "gl-") || strings.Contains(out.Note, "description") != strings.Contains(c.not, "description") || !strings.Contains(out.Note, "HEAD") {
+			t.Errorf("%d: note %q", i, out.Note)
+		}
+		f.CheckRefs(f.Refs())
+	}
+}
+
+// What it refuses is a note where the copy is there, and part of the failure where it is not; it
+// is sent again some time later.
+func TestGitoliteRefuses(t *testing.T) {
+	t.Parallel()
+	const say = "FATAL: repo does not exist, or you are not authorised"
+	const advice = "for " + peertest.Repository + " gitolite.conf on sam needs `C = alice`; a copy that is there already needs alice in its gl-creator"
+	f, transport := newGitolite(t)
+	transport.wild.refuses = say
+	f.SyncFails("does not appear to be a git repository", "sam says: repo does not exist, or you are not authorised: "+advice)
+	if n := len(transport.wild.got); n != 1 {
+		t.Errorf("sent %d times", n)
+	}
+	transport.wild.missing = false
+	want := "HEAD was not sent: sam does not take it; gl-creator and gl-perms were not taken: sam says: repo does not exist, or you are not authorised: " + advice
+	for _, verbs := range []string{"CREATOR=alice git-receive-pack", "git-receive-pack"} {
+		transport.verbs()
+		if out := f.MustSync(); out.Note != want {
+			t.Errorf("note %q, want %q", out.Note, want)
+		}
+		if got := transport.verbs(); got != verbs {
+			t.Errorf("commands sent: %s, want %s", got, verbs)
+		}
+	}
+	record := meta.Known(f.Dir, peerName)
+	record.Again -= int64(time.Hour / time.Second)
+	if err := record.Save(f.Dir, peerName); err != nil {
+		t.Fatal(err)
+	}
+	transport.wild.refuses = ""
+	if out := f.MustSync(); out.Note != "HEAD was not sent: sam does not take it" {
+		t.Errorf("note %q", out.Note)
+	}
+}
+
+// Creator and permissions come from users. Nothing is sent of what is not sound.
+func TestGitoliteUnsound(t *testing.T) {
+	t.Parallel()
+	f, transport := newGitolite(t)
+	for _, creator := range []string{"@all", "x;id", "alice perms", "x\ny", "al'ice", "-x", "$(id)"} {
+		f.Write("gl-creator", creator)
+		f.SyncFails("does not appear to be a git repository")
+		if len(transport.wild.got) > 0 {
+			t.Fatalf("%q: sent %q", creator, transport.wild.got)
+		}
+	}
+	f.Write("gl-creator", "alice\n")
+	f.Write("gl-perms", "READERS $(id)\n")
+	if out := f.MustSync(); !strings.Contains(out.Note, `gl-perms was not sent: "READERS $(id)" is not a role`) || len(transport.wild.got) != 1 || transport.wild.got[0] != sets {
+		t.Errorf("note %q, sent %q", out.Note, transport.wild.got)
+	}
+	f.Write("gl-perms", "READERS bob | x\n") // the copy keeps what it has
+	if out := f.MustSync(); !strings.Contains(out.Note, "gl-creator and gl-perms were not sent: ") || len(transport.wild.got) != 1 {
+		t.Errorf("note %q, sent %q", out.Note, transport.wild.got)
+	}
+}
+
+// A gitolite that takes us for a user is not told who somebody else is.
+func TestGitoliteUser(t *testing.T) {
+	t.Parallel()
+	f, transport := newGitolite(t)
+	transport.wild.user, transport.wild.missing = "frodo", false
+	if out := f.MustSync(); !strings.Contains(out.Note, "sam takes us for the user frodo: our key is to be keydir/server-frodo.pub there") || len(transport.wild.got) > 0 {
+		t.Errorf("note %q, sent %q", out.Note, transport.wild.got)
+	}
+}
+
+// Many refs go to a gitolite in parts. A ref that is refused, or cannot be sent, keeps no other back.
+func TestGitoliteParts(t *testing.T) {
+	t.Parallel()
+	f, transport := newFixture(t, time.Minute)
+	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
+	peer.SetPart(f.Copy.Peer, 10)
+	oid := f.Commit("refs/heads/main")
+	refs := map[string]string{}
+	for i := range 34 {
+		refs[fmt.Sprintf("refs/heads/n%02d", i)] = oid
+	}
+	f.SetAll(refs)
+	f.MustSync()
+	if verbs := transport.verbs(); verbs != "git-receive-pack info git-receive-pack git-receive-pack git-receive-pack" {
+		t.Errorf("commands sent: %s", verbs)
+	}
+	f.CheckRefs(f.Refs())
+
+	// n00 gives way to n00/x, and n33 is not taken.
+	log := filepath.Join(f.Copy.Repo.Dir, "update.log")
+	f.Copy.Repo.Hook("update", "echo $1 >>"+log+"\ncase $1 in */n01-2) exit 1;; esac")
+	two := f.NewCommit(oid)
+	for i := range 17 {
+		f.Delete(fmt.Sprintf("refs/heads/n%02d", i))
+		f.Set(fmt.Sprintf("refs/heads/n%02d-2", i), oid)
+	}
+	f.Set("refs/heads/n00/x", two)
+	f.SyncFails("sam refused 1 of 10 refs: refs/heads/n01-2 (hook declined)")
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Fields(string(text))
+	if len(lines) != 17+17+1 || lines[0] != "refs/heads/n00" || !strings.HasSuffix(lines[34], "/n16") {
+		t.Errorf("in this order: %q", lines)
+	}
+	want := f.Refs()
+	delete(want, "refs/heads/n01-2")
+	f.CheckRefs(want)
+	f.Copy.Repo.Hook("update", "exit 0")
+	f.MustSync()
+	f.CheckRefs(f.Refs())
+}
+
+// A part that fails leaves what was done before on record, and the rest for the next time.
+func TestGitolitePartFails(t *testing.T) {
+	t.Parallel()
+	f, transport := newFixture(t, time.Minute)
+	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
+	peer.SetPart(f.Copy.Peer, 5)
+	oid := f.Commit("refs/heads/main")
+	for i := range 14 {
+		f.Set(fmt.Sprintf("refs/heads/n%02d", i), oid)
+	}
+	sessions := 0
+	transport.wrap = func(_ context.Context, verb string, s *stream) {
+		if verb != "git-receive-pack" {
+			return
+		}
+		if sessions++; sessions == 2 {
+			cutAfter(s, 0, 0)
+		}
+	}
+	if _, _, err := f.Sync(); !errors.Is(err, peer.ErrUnreachable) || sessions != 2 {
+		t.Fatalf("%v after %d sessions", err, sessions)
+	}
+	log, err := refset.Open(refset.Path(f.Dir, peerName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if refs, _ := log.Guess(); len(refs) != 5 || len(f.Copy.Refs()) != 5 {
+		t.Errorf("on record: %d refs, there: %d", len(refs), len(f.Copy.Refs()))
+	}
+	log.Close()
+	f.MustSync()
+	f.CheckRefs(f.Refs())
+	if sessions != 4 {
+		t.Errorf("%d sessions", sessions)
+	}
+}

@@ -1,0 +1,148 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"mirror-shell/internal/sendpack"
+)
+
+// A push in parts. gitolite's update hook starts perl for every ref, a tenth of a second and more
+// of each, and nothing is heard of the peer until it has done them all. A first push of 50,000
+// refs would be one session of hours: silent for longer than anybody waits for a peer, and with no
+// record of what it has done until its end. A gitolite gets so many refs in parts, a session
+// for each, and what one part has done is on record before the next begins.
+
+// maxPart is how many refs a gitolite gets in one session.
+const maxPart = 1000
+
+// parts divides the commands of a push into groups of up to size. New and changed refs go
+// first, so that commits that only change their name are never without one; deletions go last,
+// but for those that are in the way of a name: x of x/y, or the other way around.
+func parts(commands []sendpack.Command, zero string, size int) [][]sendpack.Command {
+	if len(commands) <= size {
+		return [][]sendpack.Command{commands}
+	}
+	inTheWay := obstacles(commands, zero)
+	rank := func(c sendpack.Command) int {
+		switch {
+		case c.New != zero:
+			return 1
+		case inTheWay[c.Ref]:
+			return 0
+		}
+		return 2
+	}
+	sorted := slices.Clone(commands)
+	slices.SortStableFunc(sorted, func(a, b sendpack.Command) int { return rank(a) - rank(b) })
+	return slices.Collect(slices.Chunk(sorted, size))
+}
+
+// obstacles are the refs to be deleted whose names exclude a name to be created.
+func obstacles(commands []sendpack.Command, zero string) map[string]bool {
+	created, above := map[string]bool{}, map[string]bool{}
+	for _, c := range commands {
+		if c.Old == zero {
+			created[c.Ref] = true
+			for dir := range parents(c.Ref) {
+				above[dir] = true
+			}
+		}
+	}
+	found := map[string]bool{}
+	for _, c := range commands {
+		if c.New != zero {
+			continue
+		}
+		if above[c.Ref] {
+			found[c.Ref] = true
+		}
+		for dir := range parents(c.Ref) {
+			if created[dir] {
+				found[c.Ref] = true
+			}
+		}
+	}
+	return found
+}
+
+// parents yields the names that a ref's name makes impossible: of refs/a/b, refs/a and refs.
+func parents(ref string) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		for {
+			at := strings.LastIndexByte(ref, '/')
+			if at < 0 {
+				return
+			}
+			if ref = ref[:at]; !yield(ref) {
+				return
+			}
+		}
+	}
+}
+
+// refusedRefs is a push that the peer took, but for some refs.
+type refusedRefs struct{ text string }
+
+func (e *refusedRefs) Error() string { return e.text }
+
+// groups divides the commands of a push for this peer.
+func (r *syncRun) groups(ctx context.Context, commands []sendpack.Command) [][]sendpack.Command {
+	size := len(commands)
+	if size > r.maxPart && r.gitolite(ctx) {
+		size = r.maxPart
+	}
+	return parts(commands, r.zero, size)
+}
+
+// sendGroups sends the first group over the connection that the plan was made for, and each of
+// the others over one of its own. Refused refs do not keep back what comes later; anything else
+// that goes wrong does.
+func (r *syncRun) sendGroups(ctx context.Context, conn *conn, todo plan, groups [][]sendpack.Command, have []string, careful bool) error {
+	var refused error
+	sent, all := 0, len(todo.commands)
+	for i, group := range groups {
+		todo.commands = group
+		var err error
+		if i == 0 {
+			err = r.send(ctx, conn, todo, have)
+		} else {
+			err = r.sendNext(ctx, todo, careful)
+		}
+		var refs *refusedRefs
+		switch {
+		case err != nil && !errors.As(err, &refs):
+			return also(refused, err)
+		case refused == nil:
+			refused = err
+		}
+		if sent += len(group); len(groups) > 1 {
+			fmt.Fprintf(r.say, "   %d of %d refs\n", sent, all)
+		}
+	}
+	return refused
+}
+
+// sendNext sends a further part of a plan that the guard has let through. What the peer has
+// changed meanwhile, it refuses.
+func (r *syncRun) sendNext(ctx context.Context, part plan, careful bool) error {
+	conn, err := r.showRefs(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.cancel()
+	local := r.pulse.pause()
+	have, err := r.haves(ctx, part.commands, careful)
+	if err == nil {
+		err = r.record(part.commands)
+	}
+	local()
+	if err != nil {
+		_ = sendpack.End(conn)
+		return also(err, r.ended(conn, nil))
+	}
+	return r.send(ctx, conn, part, have)
+}
