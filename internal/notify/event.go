@@ -59,7 +59,7 @@ func ofRows(server, kind string, rows []queue.Row, now time.Time) Event {
 	e.Count = len(rows)
 	for _, row := range rows[:min(len(rows), maxCopies)] {
 		e.Copies = append(e.Copies, Copy{
-			Repository: row.Repository, State: string(row.State),
+			Repository: row.Repository, State: string(row.Standing()),
 			Since: known(row.Oldest), LastSuccess: known(row.LastSuccess), Error: reason(row),
 		})
 	}
@@ -81,7 +81,7 @@ func badText(kind string, row queue.Row, others int, now time.Time) string {
 	if kind == KindHeld {
 		return fmt.Sprintf("the sync of %s to %s is held: %s", what, row.Peer, reason(row))
 	}
-	return inbox.Lack{Repository: what, Peer: row.Peer, Since: row.Oldest, Why: string(row.State) + colon(reason(row))}.Text(now)
+	return inbox.Lack{Repository: what, Peer: row.Peer, Since: row.Oldest, Why: string(row.Standing()) + colon(reason(row))}.Text(now)
 }
 
 // ofWell is the event that it is over for these repositories of a peer.
@@ -138,7 +138,7 @@ func ofNotice(server string, n inbox.Notice) Event {
 // reason is why a copy is not equal, for a person.
 func reason(row queue.Row) string {
 	text := row.Error
-	switch row.State {
+	switch row.Standing() {
 	case queue.StateDown:
 		text = row.PeerError
 	case queue.StatePaused:

@@ -161,7 +161,7 @@ func lacks(pending []queue.Row, down []queue.Peer, now time.Time, threshold time
 
 // pusherReason is a hint that does not change from minute to minute, or the file would.
 func pusherReason(row queue.Row) string {
-	switch row.State {
+	switch row.Standing() {
 	case queue.StatePaused:
 		return "paused by an administrator"
 	case queue.StateHeld:

@@ -54,6 +54,20 @@ func newRow(j job, p peer, now int64) Row {
 	return r
 }
 
+// Standing is State, but of a copy that is just being tried again: what has not been overcome is
+// down or failed for as long as that takes.
+func (r Row) Standing() State {
+	switch {
+	case r.State != StateRunning:
+		return r.State
+	case !r.PeerDownSince.IsZero():
+		return StateDown
+	case r.Attempt > 0:
+		return StateFailed
+	}
+	return StateRunning
+}
+
 // Filter chooses rows; an empty member matches all.
 type Filter struct {
 	Repository string

@@ -326,8 +326,7 @@ func fromRow(line Line, row queue.Row) Line {
 	line.LagSeconds = row.Lag.Seconds()
 	line.LastSuccess, line.LastAttempt, line.NextTry = known(row.LastSuccess), known(row.LastAttempt), known(row.NextTry)
 	line.Attempts, line.Error, line.Note, line.Digest = row.Attempt, row.Error, row.Note, row.Digest
-	down := row.State == queue.StateRunning && !row.PeerDownSince.IsZero()
-	if down || row.State == queue.StateDown {
+	if row.Standing() == queue.StateDown {
 		line.Error = row.PeerError
 	}
 	return line
