@@ -29,7 +29,7 @@ func TestRegexp(t *testing.T) {
 	if got := strings.Join(re.FindStringSubmatch("aab"), " "); got != "aab aa b" {
 		t.Errorf("found %q", got)
 	}
-	if re.Get() != re.Get() {
+	if first := re.Get(); re.Get() != first {
 		t.Error("it is compiled twice")
 	}
 }
