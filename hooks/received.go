@@ -33,7 +33,7 @@ type record struct {
 // may be less than it was, but can be used.
 func openRecord(dir string) (*record, error) {
 	file := refset.Received(dir)
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+	if err := refset.MakeCacheDirs(filepath.Dir(file)); err != nil {
 		return &record{}, err
 	}
 	lock, err := lockRecord(file)

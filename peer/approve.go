@@ -143,7 +143,7 @@ func writeDurably(file string, value any) error {
 	if err != nil {
 		return err
 	}
-	if err := durable.MakeDirs(filepath.Dir(file)); err != nil {
+	if err := refset.MakeDirs(filepath.Dir(file)); err != nil {
 		return err
 	}
 	return durable.Replace(file, append(data, '\n'))

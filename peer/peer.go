@@ -261,7 +261,7 @@ func (p *Peers) lock(ctx context.Context, repository, peer string) (git.Repo, fu
 		return repo, nil, err
 	}
 	path := refset.Path(repo.Dir, peer) + ".lock"
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := refset.MakeCacheDirs(filepath.Dir(path)); err != nil {
 		return repo, nil, fmt.Errorf("lock for %s on %s: %w", repository, peer, err)
 	}
 	l := flock.New(path, flock.SetPermissions(0o600))

@@ -96,18 +96,23 @@ func SyncDir(dir string) error {
 // MakeDirs is os.MkdirAll with mode 0700 that also brings the name of each directory
 // it makes to the disk. What is there costs one failed mkdir(2) and no fsync; a file of that
 // name is no error here, and fails where it is used as a directory.
-func MakeDirs(dir string) error {
+func MakeDirs(dir string) error { return MakeDirsFrom("", dir, SyncDir) }
+
+// MakeDirsFrom is MakeDirs that makes nothing above the first directory on the way up which
+// is called base: what that one should be in has to be there. The error is fs.ErrNotExist when it is not.
+// sync is called for what each new directory is in.
+func MakeDirsFrom(base, dir string, sync func(dir string) error) error {
 	err := os.Mkdir(dir, 0o700)
 	switch {
 	case err == nil:
-		return SyncDir(filepath.Dir(dir))
+		return sync(filepath.Dir(dir))
 	case errors.Is(err, fs.ErrExist):
 		return nil
-	case errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir:
-		if err := MakeDirs(filepath.Dir(dir)); err != nil {
+	case errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir && filepath.Base(dir) != base:
+		if err := MakeDirsFrom(base, filepath.Dir(dir), sync); err != nil {
 			return err
 		}
-		return MakeDirs(dir)
+		return MakeDirsFrom(base, dir, sync)
 	}
 	return err
 }

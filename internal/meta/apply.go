@@ -35,7 +35,7 @@ func Apply(ctx context.Context, repo git.Repo, accept mirrorcfg.Accept, d *Data)
 			}
 		}
 	}
-	if err := durable.MakeDirs(refset.Dir(repo.Dir)); err != nil {
+	if err := refset.MakeDirs(refset.Dir(repo.Dir)); err != nil {
 		return nil, err
 	}
 	lock := flock.New(receivedFile(repo.Dir)+".lock", flock.SetPermissions(0o600), flock.SetFlag(os.O_CREATE|os.O_RDWR))
@@ -223,7 +223,7 @@ func (r Record) Save(repoDir, peer string) error {
 	if err != nil {
 		return err
 	}
-	if err := durable.MakeDirs(filepath.Dir(recordFile(repoDir, peer))); err != nil {
+	if err := refset.MakeDirs(filepath.Dir(recordFile(repoDir, peer))); err != nil {
 		return err
 	}
 	return durable.Replace(recordFile(repoDir, peer), text)

@@ -50,7 +50,7 @@ func judge(open []incident, pending []queue.Row, now time.Time, threshold time.D
 		_, known := peers[row.Peer]
 		switch {
 		case own[row.Key]:
-		case row.State == queue.StateHeld:
+		case row.Standing() == queue.StateHeld:
 			v.open = append(v.open, incident{KindHeld, row.Peer, row.Repository, now})
 			v.held[row.Peer] = append(v.held[row.Peer], row)
 		case row.Lag <= threshold:
@@ -68,12 +68,12 @@ func judge(open []incident, pending []queue.Row, now time.Time, threshold time.D
 // review decides whether an incident of a copy stays open.
 func (v *verdict) review(i incident, rows map[queue.Key]queue.Row, threshold time.Duration) (open bool) {
 	row, pending := rows[i.key()]
-	again := row.LastSuccess.After(i.Opened) && row.Lag <= threshold && row.State != queue.StateHeld
+	again := row.LastSuccess.After(i.Opened) && row.Lag <= threshold && row.Standing() != queue.StateHeld
 	if !pending || again {
 		v.well[i.Peer] = append(v.well[i.Peer], i.Repository)
 		return false
 	}
-	if row.State == queue.StateHeld && i.Kind != KindHeld {
+	if row.Standing() == queue.StateHeld && i.Kind != KindHeld {
 		i.Kind = KindHeld
 		v.held[i.Peer] = append(v.held[i.Peer], row)
 	}

@@ -146,11 +146,11 @@ func TestUntilLate(t *testing.T) {
 
 // What is told does not depend on whether a copy happens to be tried again at that moment.
 func TestTriedAgain(t *testing.T) {
-	for _, state := range []queue.State{queue.StateDown, queue.StateFailed} {
+	for _, state := range []queue.State{queue.StateDown, queue.StateFailed, queue.StateHeld} {
 		row := job("ip1@sam", state, time.Hour)
 		still := ofRows("frodo", KindLag, []queue.Row{row}, now)
 		hint := pusherReason(row)
-		row.State = queue.StateRunning
+		row.State, row.Latest = queue.StateRunning, state
 		again := ofRows("frodo", KindLag, []queue.Row{row}, now)
 		if again.Text != still.Text || again.Copies[0].State != string(state) || again.Copies[0].Error != still.Copies[0].Error || pusherReason(row) != hint {
 			t.Errorf("%+v and %q, not %+v and %q", again, pusherReason(row), still, hint)

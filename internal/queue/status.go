@@ -12,6 +12,7 @@ import (
 type Row struct {
 	Key
 	State  State
+	Latest State // what the latest run that ended came to; "" without any
 	Origin inbox.Origin
 	Lag    time.Duration // age of the oldest change that the peer lacks; 0 when equal
 
@@ -37,7 +38,7 @@ type Row struct {
 
 func newRow(j job, p peer, now int64) Row {
 	r := Row{
-		Key: j.Key, State: stateOf(j, p, now), Origin: j.origin,
+		Key: j.Key, State: stateOf(j, p, now), Latest: j.state, Origin: j.origin,
 		Want: j.want, Seen: j.seen, Done: j.done, Attempt: j.attempt,
 		Error: j.err, Note: j.note, Digest: j.digest,
 		Newest: fromMillis(j.newest), NextTry: fromMillis(nextTry(j, p, now)),
@@ -55,15 +56,15 @@ func newRow(j job, p peer, now int64) Row {
 }
 
 // Standing is State, but of a copy that is just being tried again: what has not been overcome is
-// down or failed for as long as that takes.
+// down, failed or held for as long as that takes.
 func (r Row) Standing() State {
 	switch {
 	case r.State != StateRunning:
 		return r.State
 	case !r.PeerDownSince.IsZero():
 		return StateDown
-	case r.Attempt > 0:
-		return StateFailed
+	case r.Latest == StateFailed, r.Latest == StateHeld:
+		return r.Latest
 	}
 	return StateRunning
 }

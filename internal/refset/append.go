@@ -114,7 +114,7 @@ func (l *Log) append(text string, sync bool) error {
 // openForWriting makes the file ready for an append at l.size.
 func (l *Log) openForWriting() error {
 	if l.f == nil {
-		if err := durable.MakeDirs(filepath.Dir(l.path)); err != nil {
+		if err := MakeDirs(filepath.Dir(l.path)); err != nil {
 			return err
 		}
 		f, err := os.OpenFile(l.path, os.O_RDWR|os.O_CREATE, 0o600)

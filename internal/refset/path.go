@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"mirror-shell/internal/durable"
 )
 
 // Dir is the directory of ours inside a repository (the path of the bare
@@ -16,7 +18,18 @@ import (
 // nodes that serve the repository, moves when it is renamed, and above all is
 // rolled back with it. A repository restored from last week's backup must not
 // believe that it knows what it has sent since.
-func Dir(repoDir string) string { return filepath.Join(repoDir, "mirror-shell") }
+func Dir(repoDir string) string { return filepath.Join(repoDir, base) }
+
+const base = "mirror-shell"
+
+// MakeDirs makes dir, which is Dir(repoDir) or in it, with mode 0700. It never makes the repository:
+// one that was moved or deleted a moment ago would leave a directory by its name, in the way of the next.
+func MakeDirs(dir string) error { return durable.MakeDirsFrom(base, dir, durable.SyncDir) }
+
+// MakeCacheDirs is MakeDirs for locks and caches, which a power cut may take away.
+func MakeCacheDirs(dir string) error {
+	return durable.MakeDirsFrom(base, dir, func(string) error { return nil })
+}
 
 // Path is where the log of a repository at a peer is kept.
 func Path(repoDir, peer string) string {

@@ -10,8 +10,6 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"mirror-shell/internal/durable"
 )
 
 // A restore in place exchanges a repository for another directory. A push that is under way then goes into the
@@ -33,7 +31,7 @@ type Restoring struct {
 // MarkRestoring has pushes to a repository refused until Release, with the text as the reason. Only one
 // restore of a repository may be at work; the mark of one that was killed is replaced.
 func MarkRestoring(repoDir, text string) (*Restoring, error) {
-	if err := durable.MakeDirs(Dir(repoDir)); err != nil {
+	if err := MakeDirs(Dir(repoDir)); err != nil {
 		return nil, fmt.Errorf("refuse pushes meanwhile: %w", err)
 	}
 	dir, err := os.OpenRoot(Dir(repoDir))

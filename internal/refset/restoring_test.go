@@ -1,13 +1,19 @@
 package refset
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
 )
 
 func TestRestoringMark(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "ip1.git")
+	dir := t.TempDir()
+	gone := filepath.Join(dir, "gone.git")
+	if _, err := MarkRestoring(gone, "x"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of a repository that is not there: %v", err)
+	}
 	if why := WhyRestoring(dir); why != "" || StaleRestoring(dir) {
 		t.Fatalf("%q", why)
 	}
@@ -41,7 +47,7 @@ func TestRestoringMark(t *testing.T) {
 
 // The mark of a restore that was killed, whose lock went with it, does no harm.
 func TestRestoringMarkOfKilled(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "ip1.git")
+	dir := t.TempDir()
 	mark, err := MarkRestoring(dir, "x")
 	if err != nil {
 		t.Fatal(err)

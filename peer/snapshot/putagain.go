@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 
-	"mirror-shell/internal/durable"
+	"mirror-shell/internal/refset"
 )
 
 // attempt remembers what a backup put into an encrypted vault, until its manifest is published. What is encrypted twice
@@ -59,7 +59,7 @@ func (a *attempt) note(one attempted) {
 		return
 	}
 	line, err := json.Marshal(one)
-	if err != nil || durable.MakeDirs(filepath.Dir(a.path)) != nil {
+	if err != nil || refset.MakeDirs(filepath.Dir(a.path)) != nil {
 		return
 	}
 	a.mu.Lock()

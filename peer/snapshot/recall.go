@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+
+	"mirror-shell/internal/refset"
 )
 
 // memoryDir is a directory of this machine where a vault remembers what it knows of one repository, "" for none.
@@ -52,7 +54,7 @@ func (m memoryDir) write(name string, data []byte) {
 		return
 	}
 	path := filepath.Join(string(m), name)
-	if os.MkdirAll(string(m), 0o700) != nil {
+	if refset.MakeCacheDirs(string(m)) != nil {
 		return
 	}
 	f, err := os.CreateTemp(string(m), "."+name+"-*.tmp") // mode 0600; two processes may be here

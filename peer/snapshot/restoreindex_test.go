@@ -77,10 +77,28 @@ func TestRestoreWrongObjects(t *testing.T) {
 		badPack[i] ^= 0x10
 		badPack = signed(badPack)
 		copy(badIndex[len(badIndex)-40:], badPack[len(badPack)-20:])
-		if err := full(withPack(t, v, repo, badPack, signed(badIndex))); !errors.Is(err, ErrIncomplete) {
+		err := full(withPack(t, v, repo, badPack, signed(badIndex)))
+		harmless := err == nil && bytes.Equal(idsIn(t, badPack), index[8+1024:][:20*count])
+		if !errors.Is(err, ErrIncomplete) && !harmless {
 			t.Errorf("byte %d: %v", i, err)
 		}
 	}
+}
+
+// idsIn returns what git says that a pack's objects are. There are bits in a pack of which no object
+// is made: those behind the end of a deflate stream, to the next whole byte.
+func idsIn(t testing.TB, pack []byte) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "x.pack"), pack, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, dir, "index-pack", "x.pack")
+	index, err := os.ReadFile(filepath.Join(dir, "x.idx"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return index[8+1024:][:20*binary.BigEndian.Uint32(pack[8:])]
 }
 
 // Objects that refs do not reach may lack what they name.
