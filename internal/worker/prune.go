@@ -9,6 +9,7 @@ import (
 
 	"mirror-shell/internal/cli"
 	"mirror-shell/internal/proc"
+	"mirror-shell/peer"
 	"mirror-shell/peer/snapshot"
 )
 
@@ -62,10 +63,7 @@ func (c *command) policy(name string) snapshot.Policy {
 		Monthly: flags.KeepMonthly, Yearly: flags.KeepYearly, Within: flags.KeepWithin, IDs: flags.KeepID,
 	}
 	if errors.Is(p.Check(), snapshot.ErrNoPolicy) {
-		p = snapshot.Policy{
-			Last: set.KeepLast, Hourly: set.KeepHourly, Daily: set.KeepDaily, Weekly: set.KeepWeekly,
-			Monthly: set.KeepMonthly, Yearly: set.KeepYearly, Within: time.Duration(set.KeepWithin),
-		}
+		p = peer.KeepPolicy(set)
 	}
 	p.Location, p.DryRun = time.Local, flags.DryRun
 	return p

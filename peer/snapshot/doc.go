@@ -69,8 +69,7 @@
 // is among the objects then, whatever a gc does. Packs stay open while they are put, so one that a gc deletes
 // is put to its end. The first snapshot has the repository's packs and one with what was loose. A later one
 // has the packs of the one before it, if that is whole and encrypted for the same recipients, and one with what its
-// refs do not reach; so packing the repository anew puts nothing. When a manifest would name more than 50 packs the small ones are made
-// into one. Of a repository that borrows objects (alternates) or has hundreds of packs one new pack is made of what its
+// refs do not reach; so packing the repository anew puts nothing. Of a repository that borrows objects (alternates) or has hundreds of packs one new pack is made of what its
 // refs reach. Where info/grafts changes what that is, all packs are taken every time.
 //
 // What is damaged is found as far as it is read: checksums of packs and indexes while they
@@ -78,6 +77,26 @@
 // first snapshot it does so afterwards, in the packs that were put: that takes longer than all the rest. Until then
 // nothing is built on the snapshot, by any server: its manifest says "unwalked", and a check of the kind "good" or "bad"
 // says what was found.
+//
+// # How packs stay few
+//
+// When a manifest would name more than 50 packs, the small ones are made into one, and larger ones with them as long as
+// each is no larger than all before it together: so nothing is written again more often than its pack doubles. The old ones go
+// with the snapshots that name them.
+//
+// In a store that retains, in whatever mode, what was put twice is locked twice, so more than 50 packs are allowed, up to
+// 500. With every tenth pack beyond 50 the store is asked what stands in the way of making them fewer:
+//
+//   - A pack is left alone when a snapshot that lasts names it, that is one published no earlier than the pack was put. A snapshot lasts when the
+//     policy of this server's configuration will still keep it when what is locked today is free, given that
+//     snapshots go on coming as they did in the last such time. Its packs are prolonged by every prune, so putting their content into another
+//     pack would lock it twice for as long as the policy says. Of the others the lock is not prolonged any more
+//     once the next snapshot is there: it ends when that of the last one that names them does. Without a policy all snapshots last.
+//   - What is in the store twice, that is all packs that the latest snapshot does not name, and those that are to be put together, stays below half of
+//     what that snapshot has in packs, or 64 MiB if that is more.
+//   - Less than ten packs are not worth it.
+//
+// With more than 500 the smaller half of them is put together, whatever it costs.
 //
 // # Checks
 //
