@@ -107,8 +107,8 @@
 // with the SUM of the snapshot that it speaks of, and a small JSON object ([Check]). KIND is "same"
 // (the repository was found as in that snapshot, in the run with that ID), "bad" (the
 // snapshot is not whole: history that its packs lack, or data that is damaged in the store), "good" (all of its history is
-// there, or a restore for practice went well) or "drill" (such a restore was tried; the object says how it went). Of "bad"
-// and "good" the newest counts. Restores pass over a snapshot that is bad, and a backup after it puts everything anew,
+// there, or a restore for practice went well), "drill" (such a restore was tried; the object says how it went) or "forgotten" (see
+// "Forgetting"; it counts as bad, for good). Of "bad" and "good" the newest counts. Restores pass over a snapshot that is bad, and a backup after it puts everything anew,
 // under other keys.
 //
 // # Pruning
@@ -121,7 +121,9 @@
 //
 //	format      1
 //	time        when it was made; server, program: by whom
-//	removed     [{"sum": SUM, "time": TIME}] of the snapshots that the policy dropped
+//	removed     [{"sum": SUM, "time": TIME}] of the snapshots that the policy dropped, or that were forgotten
+//	forgotten   true: those of removed go whatever the policy, see "Forgetting"
+//	grace       with forgotten: the longest grace period that is known, in seconds
 //	candidates  keys of data that no manifest named when it was made
 //	retires     keys of older marks, which do not count any more
 //
@@ -154,7 +156,7 @@
 // something must have published a manifest with K after that listing.
 //
 //   - A backup that found K in the latest manifest L, at T. When the mark was made, no manifest named K, so L
-//     had been removed, and the latest never is: T lies before M. It published before T + g/2 < M + g, or looked again.
+//     had been removed, and T lies before M. It published before T + g/2 < M + g, or looked again.
 //   - A backup that found K younger than g/2, or put it. It published within g/2 of when it looked, thus before K was
 //     g old, or looked again.
 //   - A backup that looked again at R. It saw no mark with K that was older than g/2, and after that saw K: then D lies more than g/2
@@ -171,6 +173,22 @@
 // snapshots that stay need is retained anew before it runs out ([Vault.Extend]). A snapshot is
 // found to have vanished when one follows it, and it is neither there nor in a mark as removed.
 // All marks of a repository may be deleted by hand at any time: it costs another grace period, and that knowledge.
+//
+// # Forgetting
+//
+// [Vault.Forget] removes a repository from the vault, the latest snapshot included. Data belongs to one repository each, so no other one needs it. It
+// keeps to what is said above, and all proofs hold: with the lease taken it
+//
+//  1. puts a mark with "forgotten" and all snapshots as removed, which retires every other mark;
+//  2. deletes the manifests. Of one that the store retains a check says "forgotten"; no backup begins from it then, and no restore takes it
+//     unasked. As long as one is there, all data stays: a snapshot is whole or gone;
+//  3. puts a mark with all data as candidates, once no manifest is left;
+//  4. sweeps, as prune does. When told that no backup can be running, it does not wait for marks and blobs to be old;
+//  5. deletes checks and marks when no data is left, the mark with "forgotten" last.
+//
+// Prune drops snapshots that such a mark names, prolongs nothing for them, and leaves the mark alone until they are gone and there are
+// others. A repository with such a mark and without snapshots is finished, from step 3 on, by the next run of Forget or by whoever
+// goes through [Vault.Forgotten]. A backup that began before goes on, and what it publishes is a new beginning; so is a backup that begins afterwards.
 //
 // # Restoring
 //

@@ -224,7 +224,7 @@ func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bad boo
 		if check.Sum != t.latest.Sum {
 			continue
 		}
-		if check.Kind == checkBad {
+		if check.Kind == checkBad || check.Kind == checkForgotten {
 			return true, nil
 		}
 		if check.Kind == checkGood { // the last word on it; a drill gives its own
