@@ -16,7 +16,8 @@ import (
 // pruned is what became of one repository in a vault.
 type pruned struct {
 	snapshot.PruneReport
-	Error string `json:"error,omitempty"`
+	Forgotten bool   `json:"forgotten,omitempty"` // nothing of it was to be kept
+	Error     string `json:"error,omitempty"`
 }
 
 // prune removes what the policy does not keep, one repository after the other. One that fails
@@ -52,7 +53,11 @@ func (c *command) prune(ctx context.Context) error {
 		stage.Done(1)
 	}
 	shown.Close()
-	return c.finishPrune(all)
+	finished, err := c.finishForgotten(ctx, vault)
+	if err != nil {
+		return err
+	}
+	return c.finishPrune(append(all, finished...))
 }
 
 // policy is what the command line says, or, when it says nothing, the peer's configuration.

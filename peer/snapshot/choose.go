@@ -78,7 +78,7 @@ func (v *Vault) Choose(ctx context.Context, repository string, at time.Time, id 
 	}
 	if id != "" {
 		name, err := v.ByID(ctx, repository, id)
-		c := Choice{Name: name}
+		c := Choice{Name: name, Forgotten: judged[name.Sum] == checkForgotten}
 		if text := blemish(judged[name.Sum]); err == nil && text != "" {
 			c.Notes = append(c.Notes, describe(name)+" "+text)
 		}

@@ -40,6 +40,8 @@ type ForgetReport struct {
 	// last of them is free at Until, zero when the store does not say.
 	Retained int       `json:"retained"`
 	Until    time.Time `json:"until,omitzero"`
+	// Locked are those of them that the store refused to delete.
+	Locked []LockedBlob `json:"-"`
 	// Gone: the vault has nothing of the repository any more.
 	Gone bool `json:"gone"`
 }
@@ -328,7 +330,7 @@ func (f *forgetting) sweepAll(ctx context.Context) error {
 
 // countLocked takes over what deleting found to be locked.
 func (f *forgetting) countLocked() {
-	f.found.Retained = len(f.report.Locked)
+	f.found.Retained, f.found.Locked = len(f.report.Locked), f.report.Locked
 	for _, l := range f.report.Locked {
 		if l.Until.After(f.found.Until) {
 			f.found.Until = l.Until
