@@ -142,9 +142,11 @@ func (f *forgetting) tombstone(ctx context.Context) error {
 		return nil // an earlier run did
 	}
 	if len(f.names) > 0 { // who made it may need longer than we
-		if m, err := f.v.Load(ctx, f.names[0]); err == nil {
+		m, err := f.v.Load(ctx, f.names[0])
+		switch {
+		case err == nil:
 			f.named.grace = max(f.named.grace, time.Duration(m.Grace)*time.Second)
-		} else if ctx.Err() != nil {
+		case !errors.Is(err, ErrKey) && !errors.Is(err, ErrDamaged):
 			return err
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
+
 	"mirror-shell/peer/store"
 	"mirror-shell/peer/store/storetest"
 )
@@ -223,6 +225,61 @@ func TestTakeAfterForget(t *testing.T) {
 		if found, err := w.Verify(t.Context(), src.Repository, VerifyOptions{ReadData: true}); err != nil || !found.OK() || found.Snapshots != 1 || found.Unreferenced != 0 {
 			t.Errorf("%+v, %v", found, err)
 		}
+	}
+}
+
+// Data that came into use again after it was marked has another grace period when the repository is forgotten: a backup may have
+// begun while it was in use.
+func TestForgetEndsOldMarks(t *testing.T) {
+	w := newMonths(t)
+	w.snapshot("K")
+	k := w.object("K") // a backup begins, which goes by the first snapshot
+	w.pass(time.Hour)
+	w.snapshot("b")
+	w.prune(Policy{Last: 1})
+	w.pass(9 * time.Hour)
+	w.snapshotOf(w.manifest(), k) // it ends
+	w.pass(50 * time.Hour)        // the mark with K is old
+	began := w.manifest()         // another one begins
+	w.pass(time.Minute)
+	for range 2 {
+		if r := w.forget(ForgetOptions{}); r.Deleted.Blobs != 0 {
+			t.Fatalf("what a backup relies on is deleted: %+v", r)
+		}
+		w.pass(4 * time.Hour)
+	}
+	began.Time = w.clock
+	w.snapshotOf(began, k)
+	w.pass(100 * time.Hour)
+	if r, err := w.FinishForgetting(t.Context(), "ip1"); err != nil || r.Snapshots != 1 || r.Deleted.Blobs != 0 || !w.has("K") {
+		t.Errorf("%+v, %v", r, err)
+	}
+	for range 3 {
+		w.prune(Policy{Last: 1})
+		w.pass(100 * time.Hour)
+	}
+	if !w.has("K") || w.has("b") {
+		t.Errorf("left: %v", w.area())
+	}
+	if len(w.below("marks/")) > 1 {
+		t.Errorf("marks pile up: %v", w.below("marks/"))
+	}
+}
+
+// Nothing of it has to be read: what is encrypted for others, and what is damaged, goes as well.
+func TestForgetUnread(t *testing.T) {
+	w := newMonths(t)
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Recipients = []age.Recipient{id.Recipient()}
+	w.snapshot("a")
+	w.Recipients = nil
+	w.pass(time.Hour)
+	w.store.blobs[w.snapshot("b").Key()][20] ^= 1
+	if r := w.forget(ForgetOptions{AtOnce: true}); !r.Gone || r.Removed != 2 || len(w.area()) != 0 {
+		t.Errorf("%+v, %v", r, w.area())
 	}
 }
 
