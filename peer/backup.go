@@ -184,6 +184,14 @@ func phasesOf(p snapshot.Phases) map[string]time.Duration {
 	return map[string]time.Duration{"read": p.Read, "pack": p.Pack, "upload": p.Upload, "publish": p.Publish, "check": p.Check}
 }
 
+// KeepPolicy is what the configuration of a backup peer says that prune keeps. With nothing set it is one that Check refuses.
+func KeepPolicy(c mirrorcfg.Backup) snapshot.Policy {
+	return snapshot.Policy{
+		Last: c.KeepLast, Hourly: c.KeepHourly, Daily: c.KeepDaily, Weekly: c.KeepWeekly,
+		Monthly: c.KeepMonthly, Yearly: c.KeepYearly, Within: time.Duration(c.KeepWithin), Location: time.Local,
+	}
+}
+
 // openVault opens the vault that a backup peer is configured to be.
 func (p *Peers) openVault(ctx context.Context, name string) (*snapshot.Vault, error) {
 	server, c := p.Server, p.Server.Peers[name]
@@ -197,7 +205,7 @@ func (p *Peers) openVault(ctx context.Context, name string) (*snapshot.Vault, er
 	}
 	v := &snapshot.Vault{
 		Store: place, Scratch: filepath.Join(server.StateDir, "scratch"), Include: c.Include, Exclude: c.Exclude,
-		Retain: time.Duration(c.Lock), Grace: time.Duration(c.Grace), Server: server.Hostname, Program: p.Program,
+		Retain: time.Duration(c.Lock), Keep: KeepPolicy(c.Backup), Grace: time.Duration(c.Grace), Server: server.Hostname, Program: p.Program,
 	}
 	if v.Recipients, err = snapshot.ParseRecipients(c.Recipients); err != nil {
 		return nil, err

@@ -35,7 +35,7 @@ type Grammar struct {
 	Pause        PeerArgCmd     `cmd:"" help:"Stop pushing to a peer; what arrives meanwhile is kept."`
 	Resume       PeerArgCmd     `cmd:"" help:"Push to a paused peer again."`
 	Import       ImportCmd      `cmd:"" name:"import-gitolite" help:"Turn the mirroring of a gitolite 2 or 3 on this server into ours: print what would be done, and do it with --write."`
-	Forget       RepoArgCmd     `cmd:"" help:"Forget the jobs and the memory of a repository, which itself is not touched; for one that is gone, or whose master has changed."`
+	Forget       ForgetCmd      `cmd:"" help:"Forget the jobs and the memory of a repository, which itself is not touched, for one that is gone, or whose master has changed; with --from, remove it from a backup peer's vault for good."`
 	Backup       BackupCmd      `cmd:"" help:"Back up repositories of this server, masters, copies and local ones, to a backup peer."`
 	Snapshots    SnapshotsCmd   `cmd:"" help:"List the snapshots in a backup peer's vault."`
 	Restore      RestoreCmd     `cmd:"" help:"Bring repositories back from a backup peer, as they were at any point in time."`
@@ -122,9 +122,14 @@ type PeerArgCmd struct {
 	Name string `arg:"" name:"peer" help:"Peer."`
 }
 
-// RepoArgCmd is forget.
-type RepoArgCmd struct {
-	Repo string `arg:"" help:"Repository."`
+// ForgetCmd is forget REPO and forget REPO --from PEER [--yes].
+type ForgetCmd struct {
+	From          string `help:"Say what this backup peer's vault has of the repository, and with --yes remove all of it, for good." placeholder:"PEER"`
+	Yes           bool   `help:"With --from: do it."`
+	AlthoughInUse bool   `help:"With --yes: also when the repository is still on this server and backed up to that peer, where the next backup begins anew."`
+	AtOnce        bool   `help:"With --yes: do not wait for the grace period before data is deleted. No server may be backing the repository up."`
+	JSON          bool   `name:"json" help:"With --from: print the result as JSON."`
+	Repo          string `arg:"" help:"Repository."`
 }
 
 // BackupCmd is backup [REPO|GLOB]... --to PEER [--id ID].

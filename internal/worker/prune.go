@@ -9,13 +9,15 @@ import (
 
 	"mirror-shell/internal/cli"
 	"mirror-shell/internal/proc"
+	"mirror-shell/peer"
 	"mirror-shell/peer/snapshot"
 )
 
 // pruned is what became of one repository in a vault.
 type pruned struct {
 	snapshot.PruneReport
-	Error string `json:"error,omitempty"`
+	Forgotten bool   `json:"forgotten,omitempty"` // nothing of it was to be kept
+	Error     string `json:"error,omitempty"`
 }
 
 // prune removes what the policy does not keep, one repository after the other. One that fails
@@ -51,7 +53,11 @@ func (c *command) prune(ctx context.Context) error {
 		stage.Done(1)
 	}
 	shown.Close()
-	return c.finishPrune(all)
+	finished, err := c.finishForgotten(ctx, vault)
+	if err != nil {
+		return err
+	}
+	return c.finishPrune(append(all, finished...))
 }
 
 // policy is what the command line says, or, when it says nothing, the peer's configuration.
@@ -62,10 +68,7 @@ func (c *command) policy(name string) snapshot.Policy {
 		Monthly: flags.KeepMonthly, Yearly: flags.KeepYearly, Within: flags.KeepWithin, IDs: flags.KeepID,
 	}
 	if errors.Is(p.Check(), snapshot.ErrNoPolicy) {
-		p = snapshot.Policy{
-			Last: set.KeepLast, Hourly: set.KeepHourly, Daily: set.KeepDaily, Weekly: set.KeepWeekly,
-			Monthly: set.KeepMonthly, Yearly: set.KeepYearly, Within: time.Duration(set.KeepWithin),
-		}
+		p = peer.KeepPolicy(set)
 	}
 	p.Location, p.DryRun = time.Local, flags.DryRun
 	return p

@@ -168,6 +168,10 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 	if err != nil {
 		return err
 	}
+	if chosen.Forgotten && r.wide() {
+		out.Skipped, out.Note = true, strings.Join(chosen.Notes, "; ")
+		return nil
+	}
 	out.Snapshot, out.ID = &chosen.Time, chosen.ID
 	dir, err := r.target(name)
 	if err != nil {

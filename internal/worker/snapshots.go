@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"mirror-shell/internal/cli"
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/repos"
 	"mirror-shell/peer/snapshot"
 )
 
@@ -27,6 +29,53 @@ type listed struct {
 	Digest     string    `json:"digest"`
 	Snapshot   string    `json:"snapshot"` // what check records and manifests call it
 	Encrypted  bool      `json:"encrypted"`
+	whereabouts
+	Forgotten bool `json:"forgotten,omitempty"` // it is there only because the store retains it
+}
+
+// whereabouts say of a repository in the vault what became of it on this server. The zero value: it is there.
+type whereabouts struct {
+	Gone      bool       `json:"gone,omitempty"` // no repository of that name is on this server
+	RenamedTo string     `json:"renamed_to,omitempty"`
+	Deleted   *time.Time `json:"deleted,omitempty"` // and it is in the trash
+}
+
+func (w whereabouts) String() string {
+	switch {
+	case w.RenamedTo != "":
+		return "is " + w.RenamedTo + " now"
+	case w.Deleted != nil:
+		return "deleted " + w.Deleted.Local().Format(time.DateOnly)
+	case w.Gone:
+		return "not on this server"
+	}
+	return ""
+}
+
+// whereabouts looks for repositories on this server: their last snapshots stay in the vault for ever, and are nobody's backup any more.
+func (c *command) whereabouts(repositories []string) map[string]whereabouts {
+	deleted := map[string]time.Time{}
+	trash, err := repos.Trash(c.server)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // it is a remark only
+		fmt.Fprintf(c.Stderr, "mirror-shell: %s\n", proc.OneLine(err.Error(), 300))
+	}
+	for _, e := range trash {
+		if e.At.After(deleted[e.Name]) {
+			deleted[e.Name] = e.At
+		}
+	}
+	all := map[string]whereabouts{}
+	for _, name := range repositories {
+		if _, _, err := c.server.Find(name); !errors.Is(err, fs.ErrNotExist) {
+			continue // it is there, or nobody knows
+		}
+		w := whereabouts{Gone: true, RenamedTo: repos.NewName(c.server, name)}
+		if at, ok := deleted[name]; ok && w.RenamedTo == "" {
+			w.Deleted = &at
+		}
+		all[name] = w
+	}
+	return all
 }
 
 // snapshots lists what there is, newest first in each repository.
@@ -41,8 +90,13 @@ func (c *command) snapshots(ctx context.Context) error {
 	}
 	table := tabwriter.NewWriter(c.Stdout, 0, 0, 2, ' ', 0)
 	lines := json.NewEncoder(c.Stdout)
+	gone := c.whereabouts(repositories)
+	note := ""
+	if len(gone) > 0 {
+		note = "\tNOTE"
+	}
 	if !c.Snapshots.JSON {
-		fmt.Fprintln(table, "REPOSITORY\tTIME\tID\tREFS")
+		fmt.Fprintln(table, "REPOSITORY\tTIME\tID\tREFS"+note)
 	}
 	for _, repository := range repositories {
 		judged, err := vault.Judged(ctx, repository)
@@ -57,14 +111,11 @@ func (c *command) snapshots(ctx context.Context) error {
 			if name.ID != "" && !slices.Contains(ids, name.ID) {
 				ids = append(ids, name.ID)
 			}
+			l := listed{name.Repository, name.Time, name.ID, ids, judged.Bad[name.Sum], name.Digest, name.Sum, name.Sealed, gone[repository], judged.Forgotten[name.Sum]}
 			if c.Snapshots.JSON {
-				err = lines.Encode(listed{name.Repository, name.Time, name.ID, ids, judged.Bad[name.Sum], name.Digest, name.Sum, name.Sealed})
+				err = lines.Encode(l)
 			} else {
-				refs := name.Digest[:12]
-				if judged.Bad[name.Sum] {
-					refs += " (not whole)"
-				}
-				_, err = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", name.Repository, name.Time.Local().Format("2006-01-02 15:04:05.000 MST"), cmp.Or(strings.Join(ids, " "), "-"), refs)
+				err = l.print(table)
 			}
 			if err != nil {
 				return err
@@ -72,6 +123,22 @@ func (c *command) snapshots(ctx context.Context) error {
 		}
 	}
 	return table.Flush()
+}
+
+// print writes a line of the table.
+func (l listed) print(w io.Writer) error {
+	refs, note := l.Digest[:12], l.whereabouts.String()
+	switch {
+	case l.Forgotten:
+		refs += " (forgotten, retained by the store)"
+	case l.Bad:
+		refs += " (not whole)"
+	}
+	if note != "" {
+		note = "\t" + note
+	}
+	_, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s%s\n", l.Repository, l.Time.Local().Format("2006-01-02 15:04:05.000 MST"), cmp.Or(strings.Join(l.IDs, " "), "-"), refs, note)
+	return err
 }
 
 // verified is what verify found of one repository.

@@ -55,7 +55,7 @@ func (c *command) examineVault(ctx context.Context, name string) Finding {
 
 // latestKnown is the Sum of the latest snapshot that this server knows of, "" for none.
 func (c *command) latestKnown(repository, peerName string) string {
-	return snapshot.Remembered(c.backupMemory(repository, peerName))
+	return snapshot.Remembered(c.backupMemory(repository, peerName), repository)
 }
 
 // backupMemory is where this server remembers what it knows of a repository in a vault, "" when it does not have it.

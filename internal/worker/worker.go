@@ -241,6 +241,12 @@ func (c *command) forget(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	switch f := c.Forget; {
+	case f.From != "":
+		return c.forgetInVault(ctx, name)
+	case f.Yes, f.AlthoughInUse, f.AtOnce, f.JSON:
+		return cli.Usage{Message: "say from which vault, with --from: without it jobs and memory are forgotten, and --yes and the like mean nothing"}
+	}
 	n, err := c.queue.Forget(ctx, name)
 	if err != nil {
 		return err

@@ -19,12 +19,14 @@ const (
 	checkBad   = "bad"
 	checkGood  = "good"
 	checkDrill = "drill"
+	// checkForgotten is final.
+	checkForgotten = "forgotten"
 )
 
 // Check is what was found out about a snapshot after it was made, as it is stored.
 type Check struct {
 	Format   int       `json:"format"`
-	Kind     string    `json:"kind"`     // "same", "bad", "good" or "drill"
+	Kind     string    `json:"kind"`     // "same", "bad", "good", "drill" or "forgotten"
 	Snapshot string    `json:"snapshot"` // Sum of the snapshot
 	ID       string    `json:"id,omitempty"`
 	Time     time.Time `json:"time"`

@@ -37,6 +37,8 @@ func (v *Vault) nextRepository(ctx context.Context, after string) (repository st
 type Choice struct {
 	Name
 	Notes []string
+	// Forgotten: nobody was to see it any more, and it is there only because the store retains it.
+	Forgotten bool
 }
 
 // ByID returns the newest snapshot that belongs to the run with that ID: it was made in it, or found to be
@@ -70,15 +72,15 @@ func (v *Vault) ByID(ctx context.Context, repository, id string) (Name, error) {
 // and said, but not when an ID asks for exactly that one, nor the newest of them when all are bad: restoring
 // it tells what is wrong.
 func (v *Vault) Choose(ctx context.Context, repository string, at time.Time, id string) (Choice, error) {
-	bad, err := v.bad(ctx, repository)
+	judged, err := v.verdicts(ctx, repository)
 	if err != nil {
 		return Choice{}, err
 	}
 	if id != "" {
 		name, err := v.ByID(ctx, repository, id)
-		c := Choice{Name: name}
-		if err == nil && bad[name.Sum] {
-			c.Notes = append(c.Notes, describe(name)+" is known to be not whole")
+		c := Choice{Name: name, Forgotten: judged[name.Sum] == checkForgotten}
+		if text := blemish(judged[name.Sum]); err == nil && text != "" {
+			c.Notes = append(c.Notes, describe(name)+" "+text)
 		}
 		return c, err
 	}
@@ -91,16 +93,18 @@ func (v *Vault) Choose(ctx context.Context, repository string, at time.Time, id 
 		if err != nil {
 			return Choice{}, err
 		}
-		if !bad[name.Sum] {
+		text := blemish(judged[name.Sum])
+		if text == "" {
 			c.Name = name
 			return c, nil
 		}
-		if c.Notes = append(c.Notes, describe(name)+" is known to be not whole, and was passed over"); len(c.Notes) == 1 {
+		if c.Notes = append(c.Notes, describe(name)+" "+text+", and was passed over"); len(c.Notes) == 1 {
 			c.Name = name
 		}
 	}
 	if len(c.Notes) > 0 {
-		return Choice{c.Name, []string{describe(c.Name) + " is known to be not whole, and so are all before it"}}, nil
+		note := describe(c.Name) + " " + blemish(judged[c.Sum]) + ", and none before it is better"
+		return Choice{Name: c.Name, Notes: []string{note}, Forgotten: judged[c.Sum] == checkForgotten}, nil
 	}
 	return c, fmt.Errorf("%s: %w", repository, ErrNoSnapshot)
 }
@@ -109,16 +113,40 @@ func describe(n Name) string {
 	return "the snapshot of " + n.Time.UTC().Format(time.RFC3339)
 }
 
-// bad returns the sums of the snapshots whose newest judgement is that they are not whole.
-func (v *Vault) bad(ctx context.Context, repository string) (map[string]bool, error) {
-	judged := map[string]bool{}
-	for c, err := range v.checks(ctx, repository) { // newest first
+// verdicts returns the kinds of the newest judgements of snapshots by their Sums: "bad", "good", or "forgotten", which nothing changes any more. Checks are
+// sorted newest first.
+func verdicts(checks []checkName) map[string]string {
+	judged := map[string]string{}
+	for _, c := range checks {
+		_, known := judged[c.Sum]
+		if c.Kind == checkForgotten || !known && (c.Kind == checkBad || c.Kind == checkGood) {
+			judged[c.Sum] = c.Kind
+		}
+	}
+	return judged
+}
+
+// verdicts returns those of a repository's snapshots.
+func (v *Vault) verdicts(ctx context.Context, repository string) (map[string]string, error) {
+	var checks []checkName
+	for c, err := range v.checks(ctx, repository) {
 		if err != nil {
 			return nil, err
 		}
-		if _, known := judged[c.Sum]; !known && (c.Kind == checkBad || c.Kind == checkGood) {
-			judged[c.Sum] = c.Kind == checkBad
+		if c.Kind != checkSame { // of which there are many
+			checks = append(checks, c)
 		}
 	}
-	return judged, nil
+	return verdicts(checks), nil
+}
+
+// blemish is what has to be said about a snapshot of that verdict, "" for nothing.
+func blemish(verdict string) string {
+	switch verdict {
+	case checkBad:
+		return "is known to be not whole"
+	case checkForgotten:
+		return "is forgotten, and there only because the store retains it"
+	}
+	return ""
 }

@@ -69,8 +69,7 @@
 // is among the objects then, whatever a gc does. Packs stay open while they are put, so one that a gc deletes
 // is put to its end. The first snapshot has the repository's packs and one with what was loose. A later one
 // has the packs of the one before it, if that is whole and encrypted for the same recipients, and one with what its
-// refs do not reach; so packing the repository anew puts nothing. When a manifest would name more than 50 packs the small ones are made
-// into one. Of a repository that borrows objects (alternates) or has hundreds of packs one new pack is made of what its
+// refs do not reach; so packing the repository anew puts nothing. Of a repository that borrows objects (alternates) or has hundreds of packs one new pack is made of what its
 // refs reach. Where info/grafts changes what that is, all packs are taken every time.
 //
 // What is damaged is found as far as it is read: checksums of packs and indexes while they
@@ -78,6 +77,26 @@
 // first snapshot it does so afterwards, in the packs that were put: that takes longer than all the rest. Until then
 // nothing is built on the snapshot, by any server: its manifest says "unwalked", and a check of the kind "good" or "bad"
 // says what was found.
+//
+// # How packs stay few
+//
+// When a manifest would name more than 50 packs, the small ones are made into one, and larger ones with them as long as
+// each is no larger than all before it together: so nothing is written again more often than its pack doubles. The old ones go
+// with the snapshots that name them.
+//
+// In a store that retains, in whatever mode, what was put twice is locked twice, so more than 50 packs are allowed, up to
+// 500. With every tenth pack beyond 50 the store is asked what stands in the way of making them fewer:
+//
+//   - A pack is left alone when a snapshot that lasts names it, that is one published no earlier than the pack was put. A snapshot lasts when the
+//     policy of this server's configuration will still keep it when what is locked today is free, given that
+//     snapshots go on coming as they did in the last such time. Its packs are prolonged by every prune, so putting their content into another
+//     pack would lock it twice for as long as the policy says. Of the others the lock is not prolonged any more
+//     once the next snapshot is there: it ends when that of the last one that names them does. Without a policy all snapshots last.
+//   - What is in the store twice, that is all packs that the latest snapshot does not name, and those that are to be put together, stays below half of
+//     what that snapshot has in packs, or 64 MiB if that is more.
+//   - Less than ten packs are not worth it.
+//
+// With more than 500 the smaller half of them is put together, whatever it costs.
 //
 // # Checks
 //
@@ -88,8 +107,8 @@
 // with the SUM of the snapshot that it speaks of, and a small JSON object ([Check]). KIND is "same"
 // (the repository was found as in that snapshot, in the run with that ID), "bad" (the
 // snapshot is not whole: history that its packs lack, or data that is damaged in the store), "good" (all of its history is
-// there, or a restore for practice went well) or "drill" (such a restore was tried; the object says how it went). Of "bad"
-// and "good" the newest counts. Restores pass over a snapshot that is bad, and a backup after it puts everything anew,
+// there, or a restore for practice went well), "drill" (such a restore was tried; the object says how it went) or "forgotten" (see
+// "Forgetting"; it counts as bad, for good). Of "bad" and "good" the newest counts. Restores pass over a snapshot that is bad, and a backup after it puts everything anew,
 // under other keys.
 //
 // # Pruning
@@ -102,7 +121,9 @@
 //
 //	format      1
 //	time        when it was made; server, program: by whom
-//	removed     [{"sum": SUM, "time": TIME}] of the snapshots that the policy dropped
+//	removed     [{"sum": SUM, "time": TIME}] of the snapshots that the policy dropped, or that were forgotten
+//	forgotten   true: those of removed go whatever the policy, see "Forgetting"
+//	grace       with forgotten: the longest grace period that is known, in seconds
 //	candidates  keys of data that no manifest named when it was made
 //	retires     keys of older marks, which do not count any more
 //
@@ -135,7 +156,7 @@
 // something must have published a manifest with K after that listing.
 //
 //   - A backup that found K in the latest manifest L, at T. When the mark was made, no manifest named K, so L
-//     had been removed, and the latest never is: T lies before M. It published before T + g/2 < M + g, or looked again.
+//     had been removed, and T lies before M. It published before T + g/2 < M + g, or looked again.
 //   - A backup that found K younger than g/2, or put it. It published within g/2 of when it looked, thus before K was
 //     g old, or looked again.
 //   - A backup that looked again at R. It saw no mark with K that was older than g/2, and after that saw K: then D lies more than g/2
@@ -152,6 +173,22 @@
 // snapshots that stay need is retained anew before it runs out ([Vault.Extend]). A snapshot is
 // found to have vanished when one follows it, and it is neither there nor in a mark as removed.
 // All marks of a repository may be deleted by hand at any time: it costs another grace period, and that knowledge.
+//
+// # Forgetting
+//
+// [Vault.Forget] removes a repository from the vault, the latest snapshot included. Data belongs to one repository each, so no other one needs it. It
+// keeps to what is said above, and all proofs hold: with the lease taken it
+//
+//  1. puts a mark with "forgotten" and all snapshots as removed, which retires every other mark;
+//  2. deletes the manifests. Of one that the store retains a check says "forgotten"; no backup begins from it then, and no restore takes it
+//     unasked. As long as one is there, all data stays: a snapshot is whole or gone;
+//  3. puts a mark with all data as candidates, once no manifest is left;
+//  4. sweeps, as prune does. When told that no backup can be running, it does not wait for marks and blobs to be old;
+//  5. deletes checks and marks when no data is left, the mark with "forgotten" last.
+//
+// Prune drops snapshots that such a mark names, prolongs nothing for them, and leaves the mark alone until they are gone and there are
+// others. A repository with such a mark and without snapshots is finished, from step 3 on, by the next run of Forget or by whoever
+// goes through [Vault.Forgotten]. A backup that began before goes on, and what it publishes is a new beginning; so is a backup that begins afterwards.
 //
 // # Restoring
 //

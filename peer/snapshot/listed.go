@@ -6,6 +6,8 @@ import "context"
 type Judged struct {
 	Runs map[string][]string // the IDs of runs that found one unchanged, newest first
 	Bad  map[string]bool     // those that are known not to be whole
+	// Forgotten are those of a repository that was forgotten, which are there only because the store retains them.
+	Forgotten map[string]bool
 }
 
 // Judged reads, with one listing, what the checks of a repository say.
@@ -17,5 +19,9 @@ func (v *Vault) Judged(ctx context.Context, repository string) (Judged, error) {
 		}
 		all = append(all, c)
 	}
-	return Judged{Runs: foundSame(all), Bad: knownBad(all)}, nil
+	j := Judged{Runs: foundSame(all), Bad: map[string]bool{}, Forgotten: map[string]bool{}}
+	for sum, kind := range verdicts(all) {
+		j.Bad[sum], j.Forgotten[sum] = kind == checkBad, kind == checkForgotten
+	}
+	return j, nil
 }

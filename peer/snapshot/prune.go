@@ -48,6 +48,7 @@ type pruning struct {
 	repository string
 	policy     Policy
 	lease      *lease // nil in a dry run
+	atOnce     bool   // nothing waits for the end of the grace period
 	now        time.Time
 	report     PruneReport
 
@@ -127,7 +128,9 @@ func (p *pruning) look(ctx context.Context) error {
 	if err := p.v.needIdentities(names); err != nil {
 		return err
 	}
-	p.stay, p.gone = p.policy.choose(names, knownBad(p.checks), foundSame(p.checks), p.v.now())
+	rest, forgotten := without(names, forgottenBy(p.marks))
+	p.stay, p.gone = p.policy.choose(rest, knownBad(p.checks), foundSame(p.checks), p.v.now())
+	p.gone = slices.SortedFunc(slices.Values(append(p.gone, forgotten...)), newestFirst)
 	p.report.Kept = len(p.stay)
 	p.named = p.v.newInventory()
 	if err := p.named.add(ctx, p.stay, true); err != nil {
@@ -138,11 +141,9 @@ func (p *pruning) look(ctx context.Context) error {
 
 // knownBad returns the Sums of snapshots whose latest verdict is "bad". Checks are sorted newest first.
 func knownBad(checks []checkName) map[string]bool {
-	bad, judged := map[string]bool{}, map[string]bool{}
-	for _, c := range checks {
-		if (c.Kind == "bad" || c.Kind == "good") && !judged[c.Sum] {
-			judged[c.Sum], bad[c.Sum] = true, c.Kind == "bad"
-		}
+	bad := map[string]bool{}
+	for sum, kind := range verdicts(checks) {
+		bad[sum] = kind != checkGood
 	}
 	return bad
 }
@@ -165,7 +166,7 @@ func (p *pruning) gracePlus() time.Duration { return p.grace() + p.grace()/4 }
 // grace is the grace period of this server, or of one that made a snapshot which is there if that is longer.
 func (p *pruning) grace() time.Duration { return max(p.v.grace(), p.named.grace) }
 
-func (p *pruning) old(t time.Time) bool { return p.now.Sub(t) > p.gracePlus() }
+func (p *pruning) old(t time.Time) bool { return p.atOnce || p.now.Sub(t) > p.gracePlus() }
 
 // delete removes a blob under the lease. A locked one is reported, and is no error.
 func (p *pruning) delete(ctx context.Context, key string) (deleted bool, err error) {
@@ -274,6 +275,11 @@ func (v *Vault) Extend(ctx context.Context, repository string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	marks, _, err := v.marks(ctx, repository)
+	if err != nil {
+		return 0, err
+	}
+	names, _ = without(names, forgottenBy(marks))
 	if err := v.needIdentities(names); err != nil {
 		return 0, err
 	}

@@ -61,7 +61,15 @@ type announcement struct {
 func (p *pruning) plan() announcement {
 	var a announcement
 	var merge, keep []mark
+	there := map[string]bool{}
+	for _, n := range p.gone {
+		there[n.Sum] = true
+	}
 	for _, m := range p.marks {
+		if m.Forgotten && (len(p.stay) == 0 || slices.ContainsFunc(m.Removed, func(r removed) bool { return there[r.Sum] })) {
+			keep = append(keep, m) // a later run goes by it
+			continue
+		}
 		revived := slices.ContainsFunc(m.Candidates, func(key string) bool { return p.named.all[key] })
 		if revived || p.old(m.stored) {
 			merge = append(merge, m)

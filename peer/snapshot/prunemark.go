@@ -23,7 +23,11 @@ type mark struct {
 	Time    time.Time `json:"time"`
 	Server  string    `json:"server"`
 	Program string    `json:"program"`
-	// Removed are the snapshots that a policy dropped.
+	// Forgotten: no policy counts for Removed, they go even when there are no others.
+	Forgotten bool `json:"forgotten,omitempty"`
+	// Grace is the longest grace period that is known of who made them, in seconds.
+	Grace int64 `json:"grace,omitempty"`
+	// Removed are the snapshots that a policy dropped, or that are forgotten.
 	Removed []removed `json:"removed,omitempty"`
 	// Candidates are keys of data that no manifest named but those of Removed.
 	Candidates []string `json:"candidates,omitempty"`
@@ -122,6 +126,9 @@ func parseMark(repository, key string, data []byte) (mark, error) {
 	}
 	if m.Format != recordFormat {
 		return mark{}, fmt.Errorf("it has format %d, and this version of mirror-shell reads %d: use a newer one", m.Format, recordFormat)
+	}
+	if m.Grace < 0 || m.Grace > int64(maxGrace/time.Second) {
+		return mark{}, fmt.Errorf("%w: no grace period takes %d seconds", ErrDamaged, m.Grace)
 	}
 	at, err := parseTimes(name[1], name[2])
 	if err != nil || !at.Equal(m.Time) {

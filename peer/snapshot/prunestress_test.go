@@ -30,11 +30,13 @@ type simulation struct {
 	actors []*actor
 	// locksAll has the store retain marks too, which nobody asks it for.
 	locksAll bool
+	quiet    bool // backups are rare
 	// published are the keys that each manifest names, by the manifest's key.
 	published                            map[string][]string
 	takes, rechecks, retries, deleted    int
 	killed, busy, stoodStill, pruneRuns  int
 	prunedSnapshots, sweptData, revivals int
+	forgotten, forgotData, gone          int
 }
 
 const simGrace = 24 * time.Hour
@@ -134,6 +136,9 @@ const simRepository = "ip1"
 func simTake(a *actor) {
 	v, s := a.vault, a.sim
 	a.sleep(simGrace / 3)
+	if s.quiet { // so that what was forgotten stays so for long enough
+		a.sleep(6 * simGrace)
+	}
 	wanted := map[int]bool{}
 	began := v.now()
 	base, err := v.Latest(context.Background(), simRepository)
@@ -255,6 +260,10 @@ func (s *simulation) publish(a *actor, m *Manifest) {
 func simPrune(a *actor) {
 	s := a.sim
 	a.sleep(simGrace / 3)
+	if s.rng.IntN(12) == 0 {
+		simForget(a)
+		return
+	}
 	policy := Policy{Last: s.rng.IntN(4), Daily: s.rng.IntN(5), Weekly: s.rng.IntN(2), DryRun: s.rng.IntN(20) == 0}
 	report, err := a.vault.Prune(context.Background(), simRepository, policy)
 	s.pruneRuns++
@@ -267,6 +276,31 @@ func simPrune(a *actor) {
 		s.stoodStill++
 	case err != nil && !errors.Is(err, ErrNoPolicy) && !errors.Is(err, ErrNoSnapshot) && !strings.Contains(err.Error(), "it is gone") && !strings.Contains(err.Error(), "answer was lost"):
 		s.t.Errorf("prune: %v", err)
+	}
+}
+
+// simForget forgets the repository, which goes on being backed up, or finishes what another one began.
+func simForget(a *actor) {
+	s := a.sim
+	forget := func() (ForgetReport, error) {
+		return a.vault.Forget(context.Background(), simRepository, ForgetOptions{})
+	}
+	if s.rng.IntN(3) == 0 {
+		forget = func() (ForgetReport, error) { return a.vault.FinishForgetting(context.Background(), simRepository) }
+	}
+	report, err := forget()
+	s.forgotten += report.Removed
+	s.forgotData += report.Deleted.Blobs
+	if report.Gone {
+		s.gone++
+	}
+	switch {
+	case errors.Is(err, ErrBusy):
+		s.busy++
+	case err != nil && strings.Contains(err.Error(), "lost its lease"):
+		s.stoodStill++
+	case err != nil && !errors.Is(err, ErrNoSnapshot) && !strings.Contains(err.Error(), "meanwhile") && !strings.Contains(err.Error(), "it is gone") && !strings.Contains(err.Error(), "answer was lost"):
+		s.t.Errorf("forget: %v", err)
 	}
 }
 
@@ -333,6 +367,7 @@ func simulate(t testing.TB, seed uint64, steps int) *simulation {
 		retain = time.Duration(1+s.rng.IntN(72)) * time.Hour
 		s.locksAll = s.rng.IntN(2) == 0
 	}
+	s.quiet = s.rng.IntN(3) == 0
 	for i := range 6 {
 		a := &actor{sim: s, run: simTake}
 		skew := time.Duration(s.rng.Int64N(int64(simGrace/8))) - simGrace/16
@@ -378,10 +413,13 @@ func TestPruneSimulation(t *testing.T) {
 		sum.pruneRuns += s.pruneRuns
 		sum.prunedSnapshots += s.prunedSnapshots
 		sum.sweptData += s.sweptData
+		sum.forgotten += s.forgotten
+		sum.forgotData += s.forgotData
+		sum.gone += s.gone
 	}
-	t.Logf("%d snapshots (%d looked again, %d gave up, %d blobs used again); %d runs of prune (%d busy, %d stood still), %d snapshots and %d blobs deleted; %d killed",
-		sum.takes, sum.rechecks, sum.retries, sum.revivals, sum.pruneRuns, sum.busy, sum.stoodStill, sum.prunedSnapshots, sum.sweptData, sum.killed)
-	for what, n := range map[string]int{"snapshots": sum.takes, "second looks": sum.rechecks, "retries": sum.retries, "busy runs": sum.busy, "runs that stood still": sum.stoodStill, "removed snapshots": sum.prunedSnapshots, "deleted blobs": sum.sweptData, "used again": sum.revivals} {
+	t.Logf("%d snapshots (%d looked again, %d gave up, %d blobs used again); %d runs of prune (%d busy, %d stood still), %d snapshots and %d blobs deleted; %d snapshots and %d blobs forgotten, %d times all of it; %d killed",
+		sum.takes, sum.rechecks, sum.retries, sum.revivals, sum.pruneRuns, sum.busy, sum.stoodStill, sum.prunedSnapshots, sum.sweptData, sum.forgotten, sum.forgotData, sum.gone, sum.killed)
+	for what, n := range map[string]int{"snapshots": sum.takes, "second looks": sum.rechecks, "retries": sum.retries, "busy runs": sum.busy, "runs that stood still": sum.stoodStill, "removed snapshots": sum.prunedSnapshots, "deleted blobs": sum.sweptData, "used again": sum.revivals, "forgotten snapshots": sum.forgotten, "forgotten data": sum.forgotData, "ends of forgetting": sum.gone} {
 		if n == 0 {
 			t.Errorf("no %s: the simulation does not try what it is for", what)
 		}

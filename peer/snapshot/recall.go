@@ -29,8 +29,10 @@ type memoryDir string
 
 // recalled is what is known about the latest snapshot, as far as it has that Sum.
 type recalled struct {
-	Sum    string    `json:"sum"`
-	Looked time.Time `json:"looked,omitzero"` // when the store was last asked whether the snapshot is bad
+	Sum string `json:"sum"`
+	// Repository is what it was called then: what is remembered stays with a repository that gets another name.
+	Repository string    `json:"repository,omitempty"`
+	Looked     time.Time `json:"looked,omitzero"` // when the store was last asked whether the snapshot is bad
 	// Unchecked: the snapshot was published, and nobody has walked through its history yet.
 	Unchecked bool `json:"unchecked,omitempty"`
 	// Retain is the manifest's, in seconds, 0: not known, or 0.
@@ -148,20 +150,26 @@ func (m memoryDir) remember(r recalled) {
 // LookAgain has the next Take ask the store whether the latest snapshot is bad, also when it asked lately: something
 // was found to be wrong.
 func LookAgain(memory string) {
-	m := memoryDir(memory)
-	if sum := Remembered(memory); sum != "" {
-		known := m.recall(sum)
+	if known, ok := memoryDir(memory).last(); ok {
 		known.Looked = time.Time{}
-		m.remember(known)
+		memoryDir(memory).remember(known)
 	}
 }
 
-// Remembered returns the Sum of the latest snapshot that was taken or seen from this machine, as
+// Remembered returns the Sum of the latest snapshot that was taken or seen from this machine of the repository, under this name, as
 // it is remembered in a Source's Memory; "" when nothing is.
-func Remembered(memory string) string {
-	var r recalled
-	if json.Unmarshal(memoryDir(memory).read("state"), &r) != nil {
+func Remembered(memory, repository string) string {
+	r, _ := memoryDir(memory).last()
+	if r.Repository != "" && r.Repository != repository {
 		return ""
 	}
 	return r.Sum
+}
+
+// last returns what was remembered last.
+func (m memoryDir) last() (r recalled, ok bool) {
+	if json.Unmarshal(m.read("state"), &r) != nil {
+		return recalled{}, false
+	}
+	return r, r.Sum != ""
 }

@@ -224,7 +224,7 @@ func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bad boo
 		if check.Sum != t.latest.Sum {
 			continue
 		}
-		if check.Kind == checkBad {
+		if check.Kind == checkBad || check.Kind == checkForgotten {
 			return true, nil
 		}
 		if check.Kind == checkGood { // the last word on it; a drill gives its own
@@ -249,8 +249,13 @@ func (t *taking) seenGood(known *recalled, same bool) {
 	known.Unchecked = false
 	if same {
 		known.Looked = t.v.now()
-		t.memory.remember(*known)
+		t.remember(*known)
 	}
+}
+
+func (t *taking) remember(r recalled) {
+	r.Repository = t.src.Repository
+	t.memory.remember(r)
 }
 
 // unwalked reports whether the latest snapshot was published before anybody had walked through its history. One that
@@ -327,7 +332,7 @@ func (t *taking) prepare(ctx context.Context, bad, unchecked bool) (err error) {
 		}
 	case t.latest.Sum != "":
 		return t.loadBase(ctx)
-	case Remembered(t.src.Memory) != "":
+	case Remembered(t.src.Memory, t.src.Repository) != "":
 		t.note("the vault has no snapshot of it any more, although this server has made one: see that it is the right place, and that its disk is mounted")
 	}
 	return nil

@@ -2,14 +2,11 @@ package snapshot
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -286,144 +283,6 @@ func (t *taking) known(ctx context.Context, want []string, base map[string]bool)
 		return append(here, moved...), true, nil
 	}
 	return append(near, edge...), true, nil
-}
-
-// maxPacksRetained takes the place of maxPacks where nothing that is merged could be deleted.
-const maxPacksRetained = 500
-
-// compact puts small packs together when the base has too many. What is in them is packed anew here,
-// by the indexes in the store.
-func (t *taking) compact(ctx context.Context, kept []Pack, fresh []*localPack) ([]Pack, []*localPack, error) {
-	limit := maxPacks
-	if t.v.Retain > 0 {
-		limit = maxPacksRetained
-	}
-	if len(kept)+len(fresh) <= limit {
-		return kept, fresh, nil
-	}
-	sizes := make([]int64, len(kept))
-	for i, p := range kept {
-		sizes[i] = p.Pack.Size
-	}
-	merge := toMerge(sizes, limit)
-	var large, small []Pack
-	for i, p := range kept {
-		if merge[i] {
-			small = append(small, p)
-		} else {
-			large = append(large, p)
-		}
-	}
-	merged, err := t.merge(ctx, small, fresh)
-	if ctx.Err() != nil {
-		return nil, nil, ctx.Err()
-	}
-	if errors.Is(err, ErrKey) && len(kept) > maxPacksRetained {
-		t.note("the indexes in the store are encrypted and no identity is configured here: everything is taken anew")
-		fresh, err = t.everything(ctx)
-		return nil, fresh, err
-	}
-	if err != nil { // what is there is whole, only long
-		t.note(fmt.Sprintf("its %d packs could not be put together: %s", len(kept), proc.OneLine(err.Error(), 300)))
-		return kept, fresh, nil
-	}
-	t.result.Compacted = true
-	return large, merged, nil
-}
-
-// merge returns one pack of what is in the small packs, as far as it is in the repository still, and the fresh ones. An object that
-// is not there any more is one that nothing reaches, which the walk makes sure of.
-func (t *taking) merge(ctx context.Context, small []Pack, fresh []*localPack) ([]*localPack, error) {
-	list, err := os.CreateTemp(t.scratch, "ids-")
-	if err != nil {
-		return nil, err
-	}
-	defer list.Close()
-	gone := 0
-	for _, p := range small {
-		n, err := t.copyIDs(ctx, list, p)
-		if err != nil {
-			return nil, t.v.inScratch(fmt.Errorf("%s: %w", p.Name, err))
-		}
-		gone += n
-	}
-	if gone > 0 {
-		if err := t.src.Repo.Complete(ctx, nil, t.tips); err != nil {
-			return nil, err
-		}
-	}
-	if _, err := list.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
-	ids := []io.Reader{list}
-	for _, p := range fresh {
-		r := newIDReader([]iter.Seq2[string, error]{p.index.ids()})
-		defer r.close()
-		ids = append(ids, r)
-	}
-	return t.pack(ctx, io.MultiReader(ids...), false)
-}
-
-// chunk is how many object ids are looked up at once.
-const chunk = 20_000
-
-// copyIDs writes the ids of a stored pack's objects that are in the repository to list, and returns how
-// many are not.
-func (t *taking) copyIDs(ctx context.Context, list io.Writer, p Pack) (gone int, err error) {
-	path := filepath.Join(t.scratch, "index")
-	index, err := t.v.download(ctx, p.Index, path)
-	if err != nil {
-		return 0, err
-	}
-	defer os.Remove(path)
-	defer index.Close()
-	x, err := openIndex(index, p.Index.Size, t.now.digits)
-	if err != nil {
-		return 0, err
-	}
-	if hex.EncodeToString(x.pack) != strings.TrimPrefix(p.Name, "pack-") {
-		return 0, fmt.Errorf("%w: the index is another pack's", ErrDamaged)
-	}
-	var some []string
-	flush := func() error {
-		there, err := t.src.Repo.Existing(ctx, some)
-		if err != nil {
-			return err
-		}
-		gone += len(some) - len(there)
-		some = some[:0]
-		_, err = io.Copy(list, idLines("", slices.Collect(maps.Keys(there))))
-		return err
-	}
-	for id, err := range x.ids() {
-		if err != nil {
-			return 0, err
-		}
-		if some = append(some, id); len(some) == chunk {
-			if err := flush(); err != nil {
-				return 0, err
-			}
-		}
-	}
-	return gone, flush()
-}
-
-// download writes an object's content to a file.
-func (v *Vault) download(ctx context.Context, o Object, path string) (*os.File, error) {
-	r, err := v.open(ctx, o)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := io.Copy(f, r); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 func set(ids []string) map[string]bool {

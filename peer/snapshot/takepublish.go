@@ -54,7 +54,7 @@ func (t *taking) make(ctx context.Context) error {
 	}
 	t.result.Checked = true
 	t.memory.keepManifest(t.result.Name.Sum, &m)
-	t.memory.remember(recalled{Sum: t.result.Name.Sum, Looked: t.v.now(), Retain: m.Retain})
+	t.remember(recalled{Sum: t.result.Name.Sum, Looked: t.v.now(), Retain: m.Retain})
 	return nil
 }
 
@@ -345,7 +345,7 @@ func (t *taking) check(ctx context.Context, fresh []*localPack) error {
 		}
 		return nil
 	}
-	t.memory.remember(recalled{Sum: t.result.Name.Sum, Unchecked: true})
+	t.remember(recalled{Sum: t.result.Name.Sum, Unchecked: true})
 	t.progress("check", 0, 0)
 	err := t.walk(ctx, fresh)
 	if err == nil {

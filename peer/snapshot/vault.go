@@ -33,6 +33,9 @@ type Vault struct {
 	Include, Exclude []string
 	// Retain is for how long the store must refuse to delete what a snapshot needs; 0: it need not.
 	Retain time.Duration
+	// Keep is what Prune is going to keep, as far as that is known here: it says which packs are needed for long. The
+	// zero Policy: nobody knows.
+	Keep Policy
 	// Grace is how long nothing is deleted that may still come into use; 0: DefaultGrace. It
 	// bounds how long a backup may take without looking again (half of it), and should be the same on every server
 	// that uses the vault: see Manifest.Grace.

@@ -141,17 +141,18 @@ func (ver *verification) run(ctx context.Context, repository string) error {
 // puts everything anew. A drill that went well ends that.
 func (ver *verification) judge(ctx context.Context, name Name) error {
 	good := ver.damaged == "" && ver.o.Drill && ver.found.Drill.Error == ""
-	bad, err := ver.v.bad(ctx, name.Repository)
-	if err != nil {
+	judged, err := ver.v.verdicts(ctx, name.Repository)
+	if err != nil || judged[name.Sum] == checkForgotten {
 		return err
 	}
+	bad := judged[name.Sum] == checkBad
 	if ver.damaged == "" && !good {
-		if bad[name.Sum] {
+		if bad {
 			ver.fault(name.Key(), "is known not to be whole: run git fsck in the repository, mend it, and back it up again", name)
 		}
 		return nil
 	}
-	if bad[name.Sum] != good {
+	if bad != good {
 		return nil
 	}
 	c := Check{Kind: checkBad, Snapshot: name.Sum, Error: proc.OneLine(ver.damaged, 4000)}
