@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -105,7 +106,9 @@ func TestBisection(t *testing.T) {
 	}
 }
 
-func TestPulse(t *testing.T) {
+func TestPulse(t *testing.T) { synctest.Test(t, testPulse) }
+
+func testPulse(t *testing.T) {
 	const limit = 60 * time.Millisecond
 	ctx, p := watch(context.Background(), limit)
 	defer p.stop()
@@ -127,9 +130,8 @@ func TestPulse(t *testing.T) {
 	if ctx.Err() != nil {
 		t.Fatal("the time we worked counts")
 	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(10 * time.Second):
+	time.Sleep(limit)
+	if ctx.Err() == nil {
 		t.Fatal("it does not end")
 	}
 	if cause := context.Cause(ctx); !errors.Is(cause, errStalled) {

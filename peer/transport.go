@@ -115,7 +115,8 @@ func withoutBanner(stderr string) string {
 // connection must not take one. While we ourselves work, nothing can move: that
 // time does not count.
 type pulse struct {
-	last   atomic.Int64
+	began  time.Time
+	last   atomic.Int64 // nanoseconds since began: a clock that is set must not end a push
 	paused atomic.Int64 // how many works of our own are under way
 	own    atomic.Int64 // nanoseconds that they have taken, by themselves or together
 	sent   atomic.Int64 // bytes written to the peer
@@ -131,7 +132,7 @@ var errStalled = errors.New("stalled")
 // beat for limit; stop must be called.
 func watch(ctx context.Context, limit time.Duration) (context.Context, *pulse) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	p := &pulse{cancel: cancel, done: make(chan struct{})}
+	p := &pulse{began: time.Now(), cancel: cancel, done: make(chan struct{})}
 	p.beat()
 	go func() {
 		timer := time.NewTimer(limit)
@@ -145,7 +146,7 @@ func watch(ctx context.Context, limit time.Duration) (context.Context, *pulse) {
 			if p.paused.Load() > 0 {
 				p.beat()
 			}
-			idle, patience, why := time.Since(time.Unix(0, p.last.Load())), limit, "worker.stall_timeout"
+			idle, patience, why := time.Since(p.began)-time.Duration(p.last.Load()), limit, "worker.stall_timeout"
 			if n := p.refs.Load(); n > 0 {
 				patience += min(time.Duration(n)*perRef, max(maxWorking*limit, maxPart*perRef))
 				why += fmt.Sprintf(", and more for %d refs", n)
@@ -172,7 +173,7 @@ func (p *pulse) busy(n int) {
 	p.beat()
 }
 
-func (p *pulse) beat() { p.last.Store(time.Now().UnixNano()) }
+func (p *pulse) beat() { p.last.Store(int64(time.Since(p.began))) }
 
 // pause stops the clock until the function it returns is called, once or more often.
 func (p *pulse) pause() (resume func()) {
