@@ -58,7 +58,8 @@ type tx struct {
 	querier
 	*texts
 	q      *Queue
-	now    int64
+	now    int64     // on the clock of the rows
+	read   time.Time // on this machine's clock, when now was known
 	mended bool
 }
 
@@ -129,11 +130,14 @@ func (q *Queue) connected(ctx context.Context, do func(database) error) error {
 
 // begun looks at the clock.
 func (q *Queue) begun(ctx context.Context, db querier) (*tx, error) {
-	t := &tx{querier: db, texts: q.texts, q: q, now: q.clock().UnixMilli()}
+	now := q.clock()
+	t := &tx{querier: db, texts: q.texts, q: q, now: now.UnixMilli(), read: now}
 	if !q.askClock {
 		return t, nil
 	}
-	return t, db.QueryRowContext(ctx, q.dialect.clock).Scan(&t.now)
+	err := db.QueryRowContext(ctx, q.dialect.clock).Scan(&t.now)
+	t.read = q.clock()
+	return t, err
 }
 
 // tidied leaves alone what the caller's context did.

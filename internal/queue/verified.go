@@ -131,7 +131,7 @@ func (tx *tx) verification(
 // when is a moment of this machine's clock on the clock of the rows, or earlier: the clocks may differ,
 // and either may have been set since. What was recorded after t is never dated before it.
 func (tx *tx) when(t time.Time) int64 {
-	now := tx.q.clock() // read after the other clock: the age is never too short
+	now := tx.read // after the other clock: the age is never too short
 	age := max(now.Sub(t), now.Round(0).Sub(t.Round(0)), 0)
 	return tx.now - int64((age+time.Millisecond-1)/time.Millisecond)
 }
