@@ -38,8 +38,8 @@ var (
 	ErrHeld = errors.New("held")
 	// ErrDropped: the job has no reason any more.
 	ErrDropped = errors.New("dropped")
-	// ErrRenamed is ErrDropped of a name that the repository does not have any more; the
-	// peer is equal under its new one.
+	// ErrRenamed is ErrDropped of a name that the repository does not have any more: under its new
+	// one the peer is equal, or not wanted.
 	ErrRenamed = fmt.Errorf("%w", ErrDropped)
 )
 

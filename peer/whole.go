@@ -139,7 +139,10 @@ func (p *Peers) gone(ctx context.Context, job Job, cause error, say io.Writer) (
 	if now := repos.NewName(p.Server, job.Repository); now != "" {
 		renamed := job
 		renamed.Repository = now
-		if _, err := p.Sync(ctx, renamed, say); err != nil {
+		switch _, err := p.Sync(ctx, renamed, say); {
+		case errors.Is(err, ErrDropped):
+			return Outcome{}, fmt.Errorf("%w: %s is called %s now: %w", ErrRenamed, job.Repository, now, err)
+		case err != nil:
 			return Outcome{}, fmt.Errorf("%s, which was %s: %w", now, job.Repository, err)
 		}
 		return Outcome{}, fmt.Errorf("%w: %s is called %s now, and is equal", ErrRenamed, job.Repository, now)

@@ -52,10 +52,6 @@ func Pushes(dir fs.FileInfo) ([]Process, error) {
 
 func takesPush(pid int, dir fs.FileInfo) bool {
 	place := filepath.Join("/proc", strconv.Itoa(pid))
-	cwd, err := os.Stat(filepath.Join(place, "cwd"))
-	if err != nil || !os.SameFile(cwd, dir) {
-		return false
-	}
 	line, err := os.ReadFile(filepath.Join(place, "cmdline"))
 	if err != nil {
 		return false
@@ -64,7 +60,11 @@ func takesPush(pid int, dir fs.FileInfo) bool {
 	for word := range bytes.SplitSeq(bytes.TrimSuffix(line, []byte{0}), []byte{0}) {
 		argv = append(argv, string(word))
 	}
-	return gitVerb(argv) == "receive-pack"
+	if gitVerb(argv) != "receive-pack" { // first: a look at a directory on a server that is away may take for ever
+		return false
+	}
+	cwd, err := os.Stat(filepath.Join(place, "cwd"))
+	return err == nil && os.SameFile(cwd, dir)
 }
 
 // gitVerb is which of git's commands a command line is, "" for none.

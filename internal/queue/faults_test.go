@@ -3,6 +3,7 @@ package queue
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -175,5 +176,41 @@ func testGone(t *testing.T) {
 	rows, err := q.Rows(t.Context(), Filter{})
 	if err != nil || len(rows) != 1 || rows[0].Key != gollumKey {
 		t.Errorf("%+v, %v", rows, err)
+	}
+}
+
+// What was recorded after the rows were read stays: the name may be another repository's by then.
+func TestForgetSeen(t *testing.T) { onBoth(t, testForgetSeen) }
+
+func testForgetSeen(t *testing.T) {
+	q, clock := openFake(t)
+	busy, again, gone := Key{"ip1", "busy"}, Key{"ip1", "again"}, Key{"ip1", "gone"}
+	enqueue(t, q, busy)
+	mustClaim(t, q, busy)
+	enqueue(t, q, samKey, gollumKey, again, gone)
+	seen, err := q.Rows(t.Context(), Filter{})
+	if err != nil || len(seen) != 5 {
+		t.Fatal(seen, err)
+	}
+	enqueue(t, q, gollumKey)
+	if _, err := q.ForgetSeen(t.Context(), []Row{row(t, q, again), row(t, q, gone)}); err != nil {
+		t.Fatal(err)
+	}
+	clock.add(time.Second)
+	enqueue(t, q, again) // its first change, as it was when seen
+	running, err := q.ForgetSeen(t.Context(), seen)
+	if err != nil || len(running) != 1 || running[0].Key != busy {
+		t.Errorf("%+v, %v", running, err)
+	}
+	var left []string
+	rows, err := q.Rows(t.Context(), Filter{})
+	for _, r := range rows {
+		left = append(left, r.Peer)
+	}
+	if want := []string{"again", "busy", "gollum"}; err != nil || !slices.Equal(left, want) {
+		t.Errorf("left %q, want %q, %v", left, want, err)
+	}
+	if running, err := q.ForgetSeen(t.Context(), nil); running != nil || err != nil {
+		t.Error(running, err)
 	}
 }

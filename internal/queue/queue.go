@@ -86,8 +86,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -386,6 +388,39 @@ func (q *Queue) Forget(ctx context.Context, repository string) (n int, err error
 		return 0, fmt.Errorf("forget %s: %w", repository, err)
 	}
 	return n, nil
+}
+
+// ForgetSeen removes those of the rows that are as they were when they were read, and returns those whose jobs run,
+// and so are left. A row that got a change since is left, too: it may be another repository's
+// that has the name now.
+func (q *Queue) ForgetSeen(ctx context.Context, rows []Row) (running []Row, err error) {
+	err = q.update(ctx, func(tx *tx) error {
+		running = nil
+		byKey := make(map[Key]Row, len(rows))
+		for _, row := range rows {
+			byKey[row.Key] = row
+		}
+		jobs, err := tx.loadJobs(ctx, slices.Collect(maps.Keys(byKey)), true)
+		if err != nil {
+			return err
+		}
+		for key, j := range jobs {
+			switch row := byKey[key]; {
+			case j.want != row.Want || millis(row.Created) != j.created:
+			case j.running(tx.now):
+				running = append(running, row)
+			default:
+				if err := tx.deleteJob(ctx, key); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("forget %d jobs: %w", len(rows), err)
+	}
+	return running, nil
 }
 
 // mendEvery is how often impossible times are looked for while the clock runs forwards.

@@ -143,8 +143,11 @@ func AsideName(repoDir string) string { return repoDir + beforeRestore }
 func BuildName(repoDir string) string { return "." + filepath.Base(repoDir) + duringRestore }
 
 // IsAside reports whether a directory has such a name: a push in it began before the restore, or somebody
-// pushes to what was put away.
+// pushes to what was put away. What ends in ".git" is a repository that somebody called so.
 func IsAside(repoDir string) bool {
 	name := filepath.Base(repoDir)
+	if strings.HasSuffix(name, ".git") {
+		return false
+	}
 	return strings.Contains(name, beforeRestore) || name[0] == '.' && strings.Contains(name, duringRestore)
 }

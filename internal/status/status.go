@@ -326,8 +326,11 @@ func fromRow(line Line, row queue.Row) Line {
 	line.LagSeconds = row.Lag.Seconds()
 	line.LastSuccess, line.LastAttempt, line.NextTry = known(row.LastSuccess), known(row.LastAttempt), known(row.NextTry)
 	line.Attempts, line.Error, line.Note, line.Digest = row.Attempt, row.Error, row.Note, row.Digest
-	if row.Standing() == queue.StateDown {
+	switch {
+	case row.Standing() == queue.StateDown:
 		line.Error = row.PeerError
+	case row.State == queue.StateRunning && row.Latest == queue.StateDropped:
+		line.Error = "" // it is wanted again
 	}
 	return line
 }

@@ -194,6 +194,10 @@ func TestFailingAndTable(t *testing.T) {
 	if !r.KeepFailing() || len(r.Lines) != 1 || r.Lines[0].Error == "" {
 		t.Errorf("a new try: %+v", r.Lines)
 	}
+	again := fromRow(Line{Peer: "sam"}, queue.Row{State: queue.StateRunning, Latest: queue.StateDropped, Error: "no list names sam any more"})
+	if r = (Report{Lines: []Line{again}}); r.KeepFailing() {
+		t.Errorf("wanted again: %+v", again)
+	}
 	if r = (Report{}); r.KeepFailing() {
 		t.Error("an empty report fails")
 	}

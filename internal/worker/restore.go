@@ -298,11 +298,13 @@ func (r *restoreRun) asOf() time.Time {
 	return r.at
 }
 
-// finish prints the summary; the error is that something could not be restored.
+// finish prints the summary; the error is that something could not be restored. Programs are told of what was done
+// before somebody stopped it, as people were: some pushes may be in the directories that were moved aside.
 func (r *restoreRun) finish(ctx context.Context) error {
 	r.shown.Close()
-	if err := stopped(ctx); err != nil {
-		return err
+	stop := stopped(ctx)
+	if stop != nil && !r.Restore.JSON {
+		return stop
 	}
 	slices.SortFunc(r.all, func(a, b restored) int { return cmp.Compare(a.Repository, b.Repository) })
 	count := map[string]int{}
@@ -326,7 +328,7 @@ func (r *restoreRun) finish(ctx context.Context) error {
 			Repositories []restored `json:"repositories"`
 			Seconds      float64    `json:"seconds"`
 		}{r.asOf().UTC(), r.all, took})
-		if err != nil {
+		if err = cmp.Or(stop, err); err != nil {
 			return err
 		}
 	} else if !r.Restore.Quiet {

@@ -16,35 +16,38 @@ import (
 )
 
 // owned opens a repository that may be deleted or renamed here, and returns the
-// peers that are to be told: all that any list of it names, and all that it has a job for.
-func (c *command) owned(ctx context.Context, what, name string, here bool) (cfg *mirrorcfg.Repo, peers []string, err error) {
+// peers that are to be told: all that any list of it names, and all that were equal once and
+// have a job. Jobs are all that there are of it.
+func (c *command) owned(ctx context.Context, what, name string, here bool) (cfg *mirrorcfg.Repo, peers []string, jobs []queue.Row, err error) {
 	cfg, _, err = c.server.OpenRepo(ctx, name)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
+	}
+	if jobs, err = c.queue.Rows(ctx, queue.Filter{Repository: cfg.Name}); err != nil {
+		return nil, nil, nil, err
 	}
 	switch role := cfg.Role(c.server.Hostname); {
 	case here || role == mirrorcfg.Local:
-		return cfg, nil, nil
+		return cfg, nil, jobs, nil
 	case role == mirrorcfg.Slave:
-		return nil, nil, fmt.Errorf("the master of %s is %s: %s it there, or with --here only this copy", cfg.Name, cfg.Master, what)
+		return nil, nil, nil, fmt.Errorf("the master of %s is %s: %s it there, or with --here only this copy", cfg.Name, cfg.Master, what)
 	}
 	if peers, err = cfg.Expand(c.server.Hostname, cfg.Lists()...); err != nil {
-		return nil, nil, fmt.Errorf("whom to tell cannot be told: %w: correct that, or use --here", err)
+		return nil, nil, nil, fmt.Errorf("whom to tell cannot be told: %w: correct that, or use --here", err)
 	}
-	rows, err := c.queue.Rows(ctx, queue.Filter{})
-	for _, row := range rows {
-		if row.Repository == cfg.Name && row.State == queue.StateOK && !slices.Contains(peers, row.Peer) {
-			peers = append(peers, row.Peer) // pushed to by its name
+	for _, row := range jobs {
+		if row.State != queue.StateDropped && !row.LastSuccess.IsZero() && !slices.Contains(peers, row.Peer) {
+			peers = append(peers, row.Peer) // pushed to by its name, and about to be again perhaps
 		}
 	}
 	// A backup keeps what it has, above all of what is deleted.
 	peers = slices.DeleteFunc(peers, func(p string) bool { return c.server.Peers[p].Kind == "backup" })
-	return cfg, peers, err
+	return cfg, peers, jobs, nil
 }
 
 // delete moves a repository to the trash, and has its peers told.
 func (c *command) delete(ctx context.Context) error {
-	cfg, peers, err := c.owned(ctx, "delete", c.Delete.Repo, c.Delete.Here)
+	cfg, peers, jobs, err := c.owned(ctx, "delete", c.Delete.Repo, c.Delete.Here)
 	if err != nil {
 		return err
 	}
@@ -53,12 +56,12 @@ func (c *command) delete(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintf(c.Stdout, "%s is in the trash: mirror-shell trash --restore %s brings it back\n", cfg.Name, e.ID)
-	return errors.Join(c.forgetJobs(ctx, cfg.Name), c.tellPeers(ctx, cfg.Name, peers))
+	return errors.Join(c.forgetJobs(ctx, jobs), c.tellPeers(ctx, cfg.Name, peers))
 }
 
 // rename gives a repository another name, and has its peers told.
 func (c *command) rename(ctx context.Context) error {
-	cfg, peers, err := c.owned(ctx, "rename", c.Rename.Old, c.Rename.Here)
+	cfg, peers, jobs, err := c.owned(ctx, "rename", c.Rename.Old, c.Rename.Here)
 	if err != nil {
 		return err
 	}
@@ -70,26 +73,41 @@ func (c *command) rename(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintf(c.Stdout, "%s is called %s now\n", cfg.Name, name)
-	return errors.Join(c.forgetJobs(ctx, cfg.Name), c.tellPeers(ctx, name, peers))
+	return errors.Join(c.forgetJobs(ctx, jobs), c.carryOver(ctx, jobs, name, peers), c.tellPeers(ctx, name, peers))
 }
 
-// forgetJobs removes the jobs of a name that is not in use any more. While one runs it has each
-// of them run once more instead: then they find that by themselves.
-func (c *command) forgetJobs(ctx context.Context, name string) error {
-	_, err := c.queue.Forget(ctx, name)
-	if !errors.Is(err, queue.ErrRunning) {
+// forgetJobs removes the jobs of a name that was in use when they were read, and is not any more. One that runs
+// is run once more instead: then it finds that by itself. So does one that was pushed to since, unless the name
+// is another repository's by now; that one's peers are its own lists' to name.
+func (c *command) forgetJobs(ctx context.Context, jobs []queue.Row) error {
+	running, err := c.queue.ForgetSeen(ctx, jobs)
+	if err != nil || len(running) == 0 {
 		return err
 	}
-	rows, err := c.queue.Rows(ctx, queue.Filter{Repository: name})
-	if err != nil {
-		return err
-	}
-	again := make([]queue.Change, len(rows))
-	for i, row := range rows {
-		again[i] = queue.Change{Key: row.Key, Origin: inbox.OriginExplicit, Time: time.Now()}
+	again := make([]queue.Change, len(running))
+	for i, row := range running {
+		again[i] = queue.Change{Key: row.Key, Origin: inbox.OriginList, Time: time.Now()}
 	}
 	_, err = c.queue.Enqueue(ctx, again)
 	return err
+}
+
+// carryOver queues by its new name what was still to be done by the old one, and is not for one of the peers
+// that are told anyway: for a backup, or a peer that no list names.
+func (c *command) carryOver(ctx context.Context, jobs []queue.Row, name string, told []string) error {
+	var changes []queue.Change
+	for _, row := range jobs {
+		if row.Want > row.Done && !slices.Contains(told, row.Peer) {
+			changes = append(changes, queue.Change{Key: queue.Key{Repository: name, Peer: row.Peer}, Origin: row.Origin, Time: row.Oldest})
+		}
+	}
+	if len(changes) == 0 {
+		return nil
+	}
+	if _, err := c.queue.Enqueue(ctx, changes); err != nil {
+		return fmt.Errorf("what was to be done for it is done by the next sync: %w", err)
+	}
+	return c.wake()
 }
 
 // tellPeers queues a job for each peer: make equal what has that name.
@@ -164,21 +182,21 @@ func (c *command) forgetDeleted(ctx context.Context) error {
 		return err
 	}
 	open := map[string]bool{}
-	known := map[string]bool{}
+	known := map[string][]queue.Row{}
 	for _, row := range rows {
-		known[row.Repository] = true
+		known[row.Repository] = append(known[row.Repository], row)
 		if row.State != queue.StateOK && row.State != queue.StateDropped {
 			open[row.Repository] = true
 		}
 	}
 	for _, e := range list {
-		if _, _, err := c.server.Find(e.Name); e.By != "" || !known[e.Name] || open[e.Name] || !errors.Is(err, mirrorcfg.ErrNoRepo) {
+		if _, _, err := c.server.Find(e.Name); e.By != "" || known[e.Name] == nil || open[e.Name] || !errors.Is(err, mirrorcfg.ErrNoRepo) {
 			continue
 		}
-		known[e.Name] = false
-		if err := c.forgetJobs(ctx, e.Name); err != nil {
+		if err := c.forgetJobs(ctx, known[e.Name]); err != nil {
 			return err
 		}
+		delete(known, e.Name)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -134,20 +135,72 @@ func (c *capture) readWorktrees(ctx context.Context, repo git.Repo) error {
 	for _, name := range unknown {
 		c.dropped = append(c.dropped, fmt.Sprintf("worktrees/%s cannot be read, and what only it reaches was left out", name))
 	}
+	places := takenBelow(worktreeRefs, c.Refs, c.SymRefs)
 	for _, name := range slices.Sorted(maps.Keys(roots)) {
 		oid := roots[name]
-		ref := worktreeRefs + name
-		if had, taken := c.Refs[ref]; taken && had != oid { // a snapshot was restored, and since then there is such a worktree again
-			tree, rest, _ := strings.Cut(name, "/")
-			ref = worktreeRefs + tree + "-" + oid[:8] + "/" + rest
-		}
-		if !isRef(ref) {
-			c.dropped = append(c.dropped, fmt.Sprintf("worktrees/%s has no name that a ref may have, and what only it reaches was left out", name))
+		ref, ok := places.beside(c.Refs, name, oid)
+		if !ok || !isRef(ref) {
+			c.dropped = append(c.dropped, fmt.Sprintf("worktrees/%s has no name that a ref may have here, and what only it reaches was left out", name))
 			continue
 		}
 		c.Refs[ref] = oid
+		places.take(ref)
 	}
 	return nil
+}
+
+// places are where no other ref can be: false of a ref, true of what refs are below.
+type places map[string]bool
+
+// beside returns the ref for what worktrees/NAME is: one that has that value, or that can be made. There may be a ref of that name
+// from a snapshot that was restored, or because somebody has made one.
+func (p places) beside(refs map[string]string, name, oid string) (ref string, ok bool) {
+	tree, rest, _ := strings.Cut(name, "/")
+	ref = worktreeRefs + name
+	for n := 1; n < 100; n++ {
+		if refs[ref] == oid || p.free(ref) {
+			return ref, true
+		}
+		ref = worktreeRefs + tree + "-" + oid[:8]
+		if n > 1 {
+			ref += fmt.Sprintf("-%d", n)
+		}
+		ref += "/" + rest
+	}
+	return "", false
+}
+
+// takenBelow are the places that refs take below a prefix, which ends in "/".
+func takenBelow(prefix string, all ...map[string]string) places {
+	p := places{}
+	for _, refs := range all {
+		for ref := range refs {
+			if strings.HasPrefix(ref, prefix) || strings.HasPrefix(prefix, ref+"/") {
+				p.take(ref)
+			}
+		}
+	}
+	return p
+}
+
+func (p places) take(ref string) {
+	p[ref] = false
+	for dir := path.Dir(ref); dir != "refs" && dir != "."; dir = path.Dir(dir) {
+		p[dir] = true
+	}
+}
+
+// free reports whether a ref can be made, beside those that there are.
+func (p places) free(ref string) bool {
+	if _, taken := p[ref]; taken {
+		return false
+	}
+	for dir := path.Dir(ref); dir != "refs" && dir != "."; dir = path.Dir(dir) {
+		if below, taken := p[dir]; taken && !below {
+			return false
+		}
+	}
+	return true
 }
 
 // outsideMirror are the refs that peers are compared by, unless the caller says otherwise.

@@ -112,23 +112,29 @@ func (v *Vault) restore(ctx context.Context, done *Restored, o RestoreOptions) e
 }
 
 // takePlace puts the repository at its target, and finds out what went into the one that was there meanwhile.
-func (b *build) takePlace(ctx context.Context, done *Restored) (err error) {
-	if err := b.watch(ctx, done.Dir); err != nil { // something may have come there meanwhile
+func (b *build) takePlace(ctx context.Context, done *Restored) error {
+	old, err := b.replaces(done.Dir)
+	if err != nil {
 		return err
 	}
-	if b.old == nil {
-		done.Before, err = b.swap(done.Dir, b.o.Replace, b.v.now())
-		return err
+	if old != nil {
+		defer old.open()
+		done.Notes = append(done.Notes, old.close(ctx, done.Dir)...)
 	}
-	defer b.old.open()
-	done.Notes = append(done.Notes, b.old.close(ctx, done.Dir)...)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if done.Before, err = b.swap(done.Dir, b.o.Replace, b.v.now()); done.Before == "" {
+	done.Before, err = b.swap(done.Dir, b.o.Replace, b.v.now())
+	if done.Before == "" {
 		return err
 	}
-	moved, notes, unknown := b.old.end(ctx, done.Before)
+	if old == nil { // it came a moment ago
+		var unknown error
+		if old, unknown = b.replaces(done.Before); unknown != nil || old == nil {
+			return errors.Join(err, unknown)
+		}
+	}
+	moved, notes, unknown := old.end(ctx, done.Before)
 	done.Moved, done.Notes = moved, append(done.Notes, notes...)
 	return errors.Join(err, unknown)
 }

@@ -32,7 +32,9 @@ type build struct {
 	dir   string
 	root  *os.Root
 	notes []string
-	old   *replaced // what is at the target; nil: nothing
+
+	refs    map[string]string // of what was at the target when the restore began; nil: nothing was
+	unknown error             // why refs is not known
 
 	objects atomic.Int64
 	bytes   atomic.Int64

@@ -52,20 +52,25 @@ type replaced struct {
 	unknown error // why refs is not known
 }
 
-// watch reads the refs of what is at the target, once. It is called before anything is downloaded, which may take hours.
+// watch reads the refs of what is at the target. It is called before anything is downloaded, which may take hours.
 func (b *build) watch(ctx context.Context, target string) error {
 	is, err := inspect(target, b.o.Replace)
 	if err != nil || is == nothing {
-		b.old = nil
 		return err
 	}
-	dir, err := os.Stat(target)
-	if err != nil || b.old != nil && os.SameFile(b.old.dir, dir) {
-		return err
-	}
-	b.old = &replaced{v: b.v, name: b.m.Repository, dir: dir}
-	b.old.refs, b.old.unknown = git.Repo{Dir: target}.ReadRefs(ctx)
+	b.refs, b.unknown = git.Repo{Dir: target}.ReadRefs(ctx)
 	return ctx.Err()
+}
+
+// replaces is the repository in a directory, nil when there is none. One that came there since watch has
+// nothing but what was put there meanwhile.
+func (b *build) replaces(dir string) (*replaced, error) {
+	is, err := inspect(dir, b.o.Replace)
+	if err != nil || is == nothing {
+		return nil, err
+	}
+	info, err := os.Stat(dir)
+	return &replaced{v: b.v, name: b.m.Repository, dir: info, refs: b.refs, unknown: b.unknown}, err
 }
 
 // close has pushes refused and waits for those under way. The notes say what could not be done: the restore goes

@@ -166,6 +166,39 @@ func TestRestoreOverBroken(t *testing.T) {
 	}
 }
 
+// What was made at the target, and pushed to, while the restore was at work is moved aside too: all of it is named.
+func TestRestoreOverWhatCameMeanwhile(t *testing.T) {
+	v, _ := testVault(t)
+	source := packedRepo(t, "sha1")
+	name := takeNow(t, v, Source{Repository: "group/ip1", Repo: git.Repo{Dir: source}}).Name
+	for _, before := range []bool{false, true} { // whether something was there when it began
+		dir, work := filepath.Join(t.TempDir(), "ip1.git"), filepath.Join(t.TempDir(), "w")
+		var oid string
+		make := func() {
+			run(t, ".", "init", "-q", "--bare", dir)
+			run(t, ".", "init", "-q", work)
+			run(t, work, "commit", "-q", "--allow-empty", "-m", "new")
+			run(t, work, "push", "-q", dir, "HEAD:refs/heads/new")
+			oid = run(t, work, "rev-parse", "HEAD")
+		}
+		if before {
+			run(t, ".", "clone", "-q", "--mirror", source, dir)
+		}
+		var once sync.Once
+		done, err := v.Restore(t.Context(), name, dir, RestoreOptions{Replace: true, Progress: func(int64) {
+			once.Do(func() {
+				if err := os.RemoveAll(dir); err != nil {
+					t.Error(err)
+				}
+				make()
+			})
+		}})
+		if err != nil || done.Before == "" || !slices.Contains(done.Moved, Moved{Ref: "refs/heads/new", New: oid}) {
+			t.Errorf("%v: %+v, %v", before, done, err)
+		}
+	}
+}
+
 // What Prepare puts into the repository is there from the moment on at which it has its place.
 func TestRestorePrepares(t *testing.T) {
 	v, _ := testVault(t)

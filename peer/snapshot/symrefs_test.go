@@ -146,6 +146,52 @@ func TestWorktrees(t *testing.T) {
 	}
 }
 
+// Whatever names there are already, what worktrees stand on is kept under one that can stand beside them.
+func TestWorktreesWhoseNamesAreTaken(t *testing.T) {
+	v, _ := testVault(t)
+	r := newSource(t)
+	main := commitTo(t, r, "refs/heads/main", "1 first")
+	trees, want := t.TempDir(), map[string]bool{}
+	add := func(name string) string {
+		run(t, r.Dir, "worktree", "add", "-q", "--detach", filepath.Join(trees, name), "main")
+		run(t, filepath.Join(trees, name), "commit", "-q", "--allow-empty", "-m", "in "+name)
+		oid := run(t, filepath.Join(trees, name), "rev-parse", "HEAD")
+		want[oid] = true
+		return oid
+	}
+	above := add("above")
+	run(t, r.Dir, "update-ref", worktreeRefs+"above", main)
+	run(t, r.Dir, "update-ref", worktreeRefs+"below/HEAD/x", main)
+	below := add("below")
+	taken := add("taken")
+	run(t, r.Dir, "update-ref", worktreeRefs+"taken/HEAD", main)
+	for oid, name := range map[string]string{above: "above", below: "below", taken: "taken"} {
+		add(name + "-" + oid[:8])
+	}
+	got, err := v.Take(t.Context(), sourceOf(t, r))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, _ := restoreTo(t, v, got.Name)
+	refs, err := git.Repo{Dir: dir}.Refs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, oid := range refs {
+		delete(want, oid)
+	}
+	if len(want) > 0 || got.Note != "" {
+		t.Errorf("%v are in no ref of %v; %q", want, refs, got.Note)
+	}
+	for _, name := range []string{"above", "below/HEAD/x", "taken/HEAD"} {
+		run(t, r.Dir, "update-ref", "-d", worktreeRefs+name)
+	}
+	run(t, r.Dir, "update-ref", "refs/mirror", main)
+	if got, err := v.Take(t.Context(), sourceOf(t, r)); err != nil || !strings.Contains(got.Note, "no name that a ref may have here") {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // A worktree that is broken breaks no backup: it is said what was left out.
 func TestBrokenWorktrees(t *testing.T) {
 	v, _ := testVault(t)
