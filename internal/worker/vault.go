@@ -50,7 +50,11 @@ func (c *command) examineVault(ctx context.Context, name string) Finding {
 			return Finding{check, fail, proc.OneLine(err.Error(), 300), "give [peer." + name + "] in " + c.server.File + " the identity_file that belongs to recipients, or none"}
 		}
 	}
-	return Finding{check, ok, fmt.Sprintf("vault answers in %d ms, %s", took, sealed), ""}
+	detail := fmt.Sprintf("vault answers in %d ms, %s", took, sealed)
+	if first.Sum == "" {
+		detail += ", and is empty"
+	}
+	return Finding{check, ok, detail, ""}
 }
 
 // latestKnown is the Sum of the latest snapshot that this server knows of, "" for none.
