@@ -57,6 +57,16 @@ func (c *command) examineVault(ctx context.Context, name string) Finding {
 	return Finding{check, ok, detail, ""}
 }
 
+// examineLock says what it costs to retain backups without knowing which of them prune keeps.
+func (c *command) examineLock(name string) []Finding {
+	p := c.server.Peers[name]
+	if p.Lock == 0 || peer.KeepPolicy(p.Backup).Check() == nil {
+		return nil
+	}
+	return []Finding{{"peer " + name, warn, fmt.Sprintf("lock = %q without any keep_…: it is not known here what prune keeps, so small packs are put together only when there are 500", time.Duration(p.Lock)),
+		"write the keep_… by which the vault is pruned into [peer." + name + "] in " + c.server.File + ", also when another server prunes; nothing, if nobody does"}}
+}
+
 // latestKnown is the Sum of the latest snapshot that this server knows of, "" for none.
 func (c *command) latestKnown(repository, peerName string) string {
 	return snapshot.Remembered(c.backupMemory(repository, peerName), repository)
