@@ -57,8 +57,9 @@ func (t *taking) capture(ctx context.Context) (*capture, error) {
 	if text := c.files.note(); text != "" {
 		c.dropped = append(c.dropped, text)
 	}
-	c.Format, c.Repository, c.ID, c.Server, c.Program = c.format(), t.src.Repository, t.src.ID, t.v.Server, t.v.Program
+	c.Repository, c.ID, c.Server, c.Program = t.src.Repository, t.src.ID, t.v.Server, t.v.Program
 	c.SealedFor, c.Grace = t.v.sealedFor(), int64(min(t.v.grace(), maxGrace)/time.Second)
+	c.Format = c.format()
 	return c, nil
 }
 

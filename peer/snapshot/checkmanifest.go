@@ -52,7 +52,7 @@ func (m *Manifest) checkRefs(digits int) error {
 			return fmt.Errorf("symbolic ref %q to %q", name, target)
 		}
 	}
-	if m.Format < m.format() {
+	if m.Format < 2 && m.looseSymRefs() {
 		return fmt.Errorf("symbolic refs that a manifest of format %d cannot have", m.Format)
 	}
 	return nil
