@@ -159,7 +159,7 @@ func (v *Vault) keepFiles(ctx context.Context, root *os.Root, m memoryDir) (file
 	return files, leftOut, nil
 }
 
-// misses reports whether the patterns choose what cannot be kept because of its name: a file, a link, or a directory with anything in it.
+// misses reports whether the patterns choose what cannot be kept because of its name: a file, or what may be in a directory.
 func (v *Vault) misses(name string, d fs.DirEntry) bool {
 	switch {
 	case d.IsDir():
