@@ -134,8 +134,8 @@ func (b *backupPeer) explain(err error) error {
 
 // Look implements Looker. The digest of a copy that lacks anything, be it a hook, is "".
 func (b *backupPeer) Look(ctx context.Context, cfg *mirrorcfg.Repo) (Standing, error) {
-	digest, err := b.peers.LookAt(ctx, b.name, cfg, "")
-	return Standing{Digest: digest, NoHead: true}, err
+	digest, note, err := b.peers.LookAt(ctx, b.name, cfg, "")
+	return Standing{Digest: digest, NoHead: true, Note: note}, err
 }
 
 // look finds out whether a repository is as its latest snapshot says. With an ID, an unchanged one
@@ -171,13 +171,14 @@ func BackupMemory(repoDir, name, url string) string {
 }
 
 // LookAt tells how a repository stands in the vault of a backup peer, by one request; with an ID,
-// and a second request, an unchanged one is recorded as part of that run. Digest is "" when it has to be backed up.
-func (p *Peers) LookAt(ctx context.Context, name string, cfg *mirrorcfg.Repo, id string) (digest string, err error) {
+// and a second request, an unchanged one is recorded as part of that run. Digest is "" when it has to be backed up; note is what
+// the snapshot lacks.
+func (p *Peers) LookAt(ctx context.Context, name string, cfg *mirrorcfg.Repo, id string) (digest, note string, err error) {
 	taken, err := (&backupPeer{name, p}).look(ctx, cfg, id)
 	if err != nil || !taken.Unchanged {
-		return "", err
+		return "", "", err
 	}
-	return taken.Name.Digest, nil
+	return taken.Name.Digest, taken.Note, nil
 }
 
 func phasesOf(p snapshot.Phases) map[string]time.Duration {

@@ -21,6 +21,7 @@ type Standing struct {
 	Head   string // what HEAD points to; "" when it is detached or missing
 	Reason string // why the repository could not be read there
 	NoHead bool   // HEAD cannot be seen there
+	Note   string // what is not there although all that is compared is equal; for status
 }
 
 // Comparer is a peer that can tell how all our repositories stand with it in

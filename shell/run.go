@@ -280,6 +280,9 @@ func (s *Session) takePush(ctx context.Context, push Push, req Request, env []st
 		settings, err = mirrorHooks(s.Server, push.Config, push.Repo)
 		return settings, done, err
 	}
+	if s.Server.Gitolite.Programs != "" && req.Repo == gitolite.AdminRepo {
+		taker.After = gitolite.NotCompiled
+	}
 	return taker.Serve(ctx, s.Stdin, s.Stdout)
 }
 

@@ -41,6 +41,9 @@ type PushTaker struct {
 	// Begin, where it is not nil, is called before anything is changed, and may refuse. It
 	// returns more settings, and what is to be called when all was applied.
 	Begin func(context.Context, []sendpack.Command) (settings []string, done func(), err error)
+	// After, where it is not nil, is called when refs have changed and all hooks have run, and says what the master's
+	// administrator should know of that; "" for nothing.
+	After func(context.Context) string
 }
 
 // Serve reads one request, or none, and the pack from in, and writes the answer to out. An
@@ -112,6 +115,9 @@ func (t *PushTaker) take(ctx context.Context, q sendpack.QuickRequest, pack io.R
 	if len(q.Commands) > 0 {
 		if err := t.receive(ctx, q, pack); err != nil {
 			return a, err
+		}
+		if t.After != nil {
+			a.Note = t.After(ctx)
 		}
 	}
 	if q.Head != "" && !first {

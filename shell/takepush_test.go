@@ -100,6 +100,27 @@ func (k *taken) refs() map[string]string {
 
 var noRef = strings.Repeat("0", 40)
 
+// What is wrong on the slave after a push is the master's to know, and only then asked for.
+func TestTakePushNote(t *testing.T) {
+	k := newTaken(t)
+	one := k.commit("one")
+	k.After = func(context.Context) string {
+		if k.refs()["refs/heads/main"] != one {
+			t.Error("asked before it was applied")
+		}
+		return "the rules are old"
+	}
+	if a, err := k.serve(k.request("refs/heads/main", sendpack.Command{Ref: "refs/heads/main", Old: noRef, New: one})); err != nil || a.Stock != "" || a.Note != "the rules are old" {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if a, err := k.serve(k.request("refs/heads/main")); err != nil || a.Note != "" {
+		t.Errorf("nothing changed: %+v, %v", a, err)
+	}
+	if a, err := k.serve(k.request("refs/heads/main", sendpack.Command{Ref: "refs/heads/main", Old: noRef, New: k.commit("two")})); err != nil || a.Stock == "" || a.Note != "" {
+		t.Errorf("refused: %+v, %v", a, err)
+	}
+}
+
 func TestTakePush(t *testing.T) {
 	k := newTaken(t)
 	one, two := k.commit("one"), k.commit("two")

@@ -169,6 +169,9 @@ func (p *Program) PushTargets(ctx context.Context) (*mirrorcfg.Server, []string,
 		}
 		return server, nil, nil
 	}
+	if err := checkPeers(ctx, server, cfg, cmd.Targets); err != nil {
+		return nil, nil, err
+	}
 	peers, err := cfg.Expand(server.Hostname, cmd.Targets...)
 	return server, peers, err
 }

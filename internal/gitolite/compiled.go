@@ -1,11 +1,15 @@
 package gitolite
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
+
+	"mirror-shell/internal/proc"
 )
 
 // compiled is what gitolite makes of its configuration, below AdminBase: what decides who
@@ -40,6 +44,29 @@ func (rc *RC) Stale() (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// AdminRepo is the repository that has gitolite's configuration.
+const AdminRepo = "gitolite-admin"
+
+// NotCompiled says that a push to gitolite-admin that has just ended was not compiled, "" when it was: the master's
+// administrator, who made the change, reads nothing of what gitolite says here.
+func NotCompiled(ctx context.Context) string {
+	if !Available() {
+		return ""
+	}
+	base, err := query(ctx, "GL_ADMIN_BASE")
+	stale := ""
+	if err == nil {
+		stale, err = (&RC{AdminBase: strings.Join(base, "\n")}).Stale()
+	}
+	switch {
+	case err != nil:
+		return "whether gitolite there has compiled it is not known: " + proc.OneLine(err.Error(), 200)
+	case stale != "":
+		return "gitolite there has not compiled it, and the old rules and keys are in force: gitolite setup says what is wrong"
+	}
+	return ""
 }
 
 // newer reports whether a file was written after a time; one that is gone was not.

@@ -55,8 +55,9 @@ func (b *book) judge(server string, pending []queue.Row, now time.Time, threshol
 		b.Incidents, b.Outgoing = nil, nil
 		return
 	}
-	v := judge(b.Incidents, pending, now, threshold)
-	b.Incidents = v.open
+	others, schedules := b.split()
+	v := judge(others, pending, now, threshold)
+	b.Incidents = append(v.open, schedules...)
 	for _, e := range v.events(server, now) {
 		b.send(e, channels)
 	}

@@ -11,7 +11,7 @@ import (
 
 // incident is something that was told and is not over.
 type incident struct {
-	Kind       string    `json:"kind"` // KindLag or KindHeld: what was told latest
+	Kind       string    `json:"kind"` // KindLag or KindHeld: what was told latest; KindSchedule
 	Peer       string    `json:"peer"`
 	Repository string    `json:"repository,omitempty"` // none: of the peer
 	Opened     time.Time `json:"opened"`

@@ -5,12 +5,14 @@
 // A mirror that fails in silence is worse than none, so staleness counts and not only
 // errors: a copy whose oldest missing change is older than [notify] lag is an
 // incident, whether its pushes fail, its peer is down or paused, or nothing works
-// on it at all. A sync that is held is an incident at once. There are two sorts:
+// on it at all. A sync that is held is an incident at once. There are three sorts:
 //
 //   - of a copy (a repository at a peer): it is held, or it is late and its own
 //     pushes fail;
 //   - of a peer: copies there are late, and that is the peer's doing or the worker's. However many
 //     they are: a server that goes down is one incident and not ten thousand.
+//   - of a schedule (a backup peer): its runs fail, or one was not made, for longer than lag. The daemon judges it; where
+//     none runs, whoever looks.
 //
 // An incident is told when it opens, once more if what was only late becomes held, and once when it
 // closes: the copy is equal, or no longer wanted; or it has been equal meanwhile and
@@ -35,10 +37,10 @@
 // incidents.json is one JSON object:
 //
 //	{"version": 1,
-//	 "incidents": [{"kind": "lag"|"held", "peer": "sam", "repository": "ip1", "opened": TIME}, …],
+//	 "incidents": [{"kind": "lag"|"held"|"schedule", "peer": "sam", "repository": "ip1", "opened": TIME}, …],
 //	 "outgoing":  [{"event": EVENT, "left": [{"channel": "command"|"webhook", "attempts": 2, "next": TIME, "error": "…"}, …]}, …]}
 //
-// An incident of a peer has no repository. An event stays in outgoing until left is empty. Any
+// An incident of a peer or a schedule has no repository. An event stays in outgoing until left is empty. Any
 // number of processes (serve, drain, sync) work on one file. It is a memory of what was told, and
 // nothing more: without it everything that is open is told again.
 //
@@ -72,6 +74,9 @@ type Notifier struct {
 	Table  Table
 	Log    *slog.Logger     // nil: nothing is logged
 	Now    func() time.Time // nil: time.Now
+	// Schedules tells how scheduled backups go. Known is false when this is not this process's to say, or cannot be found out: what was
+	// told stays as it is. nil: nobody asks.
+	Schedules func(now time.Time) (all []Schedule, known bool)
 
 	once    sync.Once
 	poke    chan struct{}
@@ -198,6 +203,11 @@ func (n *Notifier) look(ctx context.Context) (wait time.Duration, err error) {
 		now, threshold := n.Now(), time.Duration(n.Server.Notify.Lag)
 		wait = untilLate(pending, threshold)
 		b.judge(n.Server.Hostname, pending, now, threshold, n.channels())
+		if n.Schedules != nil {
+			if all, known := n.Schedules(now); known {
+				b.judgeSchedules(n.Server.Hostname, all, now, threshold, n.channels())
+			}
+		}
 		n.watch(b)
 		n.stamp()
 		if err := inbox.SetBehind(n.Server.StateDir, lacks(pending, down, now, threshold)); err != nil {
@@ -241,7 +251,8 @@ func (n *Notifier) stamp() {
 // watch remembers what is open, for Outcome.
 func (n *Notifier) watch(b *book) {
 	watched := map[queue.Key]bool{}
-	for _, i := range b.Incidents {
+	copies, _ := b.split() // no job's outcome says anything of a schedule
+	for _, i := range copies {
 		watched[i.key()] = true
 	}
 	n.mu.Lock()

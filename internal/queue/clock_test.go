@@ -87,7 +87,7 @@ func testVerifiedAfterTheClockCameBack(t *testing.T) {
 	clock.add(-day)
 	verify := func() int {
 		clock.add(time.Second)
-		n, err := q.Verified(t.Context(), []Verification{{samKey, someDigest}}, clock.now())
+		n, err := q.Verified(t.Context(), []Verification{{Key: samKey, Digest: someDigest}}, clock.now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +114,7 @@ func TestClockIsSetDuringAComparison(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 		enqueue(t, q, samKey)
 		shift = jump
-		if n, err := q.Verified(t.Context(), []Verification{{samKey, someDigest}}, began); n != 0 || err != nil {
+		if n, err := q.Verified(t.Context(), []Verification{{Key: samKey, Digest: someDigest}}, began); n != 0 || err != nil {
 			t.Errorf("the clock was set by %v: %d satisfied, %v", jump, n, err)
 		}
 		if r := row(t, q, samKey); r.Want == r.Done || r.Lag < 0 {

@@ -39,6 +39,7 @@ type modelJob struct {
 
 	changed     int64 // when the newest change was recorded
 	digest      string
+	note        string
 	lastSuccess int64
 }
 
@@ -227,7 +228,7 @@ func (m *machine) ended(r *modelRun, result string) {
 		j.attempt, j.state = 0, State(result)
 		if result == "ok" {
 			p.downSince, p.attempt, p.retryAt = 0, 0, 0
-			j.digest, j.lastSuccess = "", now
+			j.digest, j.note, j.lastSuccess = "", "", now
 		}
 	case "failed":
 		j.attempt++
@@ -354,7 +355,10 @@ func (m *machine) Verified(t *rapid.T) {
 	var copies []Verification
 	want := 0
 	for range rapid.IntRange(1, 4).Draw(t, "n") {
-		v := Verification{modelKey(t), rapid.SampledFrom([]string{"", "d1", "d2"}).Draw(t, "digest")}
+		v := Verification{
+			Key: modelKey(t), Digest: rapid.SampledFrom([]string{"", "d1", "d2"}).Draw(t, "digest"),
+			Note: rapid.SampledFrom([]string{"", "n"}).Draw(t, "note"),
+		}
 		if slices.ContainsFunc(copies, func(other Verification) bool { return other.Key == v.Key }) {
 			continue
 		}
@@ -382,7 +386,7 @@ func (m *machine) verify(v Verification, since int64) (satisfied bool) {
 		return false
 	}
 	satisfied = len(j.missing) > 0
-	if !satisfied && j.state == StateOK && j.digest == v.Digest && m.now()-j.lastSuccess < 600_000 {
+	if !satisfied && j.state == StateOK && j.digest == v.Digest && (v.Note == "" || v.Note == j.note) && m.now()-j.lastSuccess < 600_000 {
 		return false
 	}
 	if satisfied && j.run != nil {
@@ -390,7 +394,7 @@ func (m *machine) verify(v Verification, since int64) (satisfied bool) {
 		m.stale = append(m.stale, j.run)
 		j.run = nil
 	}
-	j.missing, j.attempt, j.state, j.digest, j.lastSuccess = nil, 0, StateOK, v.Digest, m.now()
+	j.missing, j.attempt, j.state, j.digest, j.note, j.lastSuccess = nil, 0, StateOK, v.Digest, v.Note, m.now()
 	return satisfied
 }
 

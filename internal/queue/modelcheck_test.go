@@ -69,8 +69,8 @@ func (m *machine) checkRow(t *rapid.T, r Row) {
 	case m.down(p):
 		want = StateDown
 	}
-	if r.Digest != j.digest || millis(r.LastSuccess) != j.lastSuccess {
-		t.Fatalf("%s: digest %q, last success %v; the model: %+v", r.Key, r.Digest, r.LastSuccess, j)
+	if r.Digest != j.digest || r.Note != j.note || millis(r.LastSuccess) != j.lastSuccess {
+		t.Fatalf("%s: digest %q, note %q, last success %v; the model: %+v", r.Key, r.Digest, r.Note, r.LastSuccess, j)
 	}
 	if r.State != want || r.Attempt != j.attempt || millis(r.PeerDownSince) != p.downSince {
 		t.Fatalf("%s is %s, attempt %d, down since %v; want %s; the model: %+v %+v", r.Key, r.State, r.Attempt, r.PeerDownSince, want, j, p)

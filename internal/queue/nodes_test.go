@@ -186,11 +186,11 @@ func testClocksOfNodes(t *testing.T) {
 			before := other.clock()
 			time.Sleep(apart)
 			enqueue(t, q, samKey)
-			if n, err := other.Verified(t.Context(), []Verification{{samKey, "d"}}, before); n != 0 || err != nil {
+			if n, err := other.Verified(t.Context(), []Verification{{Key: samKey, Digest: "d"}}, before); n != 0 || err != nil {
 				t.Errorf("a push after the comparison: %d, %v", n, err)
 			}
 			time.Sleep(apart)
-			if n, err := other.Verified(t.Context(), []Verification{{samKey, "d"}}, other.clock()); n != 1 || err != nil {
+			if n, err := other.Verified(t.Context(), []Verification{{Key: samKey, Digest: "d"}}, other.clock()); n != 1 || err != nil {
 				t.Errorf("a push before the comparison: %d, %v", n, err)
 			}
 		}

@@ -230,7 +230,7 @@ func (j job) settledWith(r result, wait func(n int) time.Duration, cap time.Dura
 
 // verified is the row after a comparison found the copy equal to our refs of the moment before, which no
 // change recorded earlier can have escaped. A zero row but for its key is new.
-func (j job) verified(digest string, before, now int64) job {
+func (j job) verified(found Verification, before, now int64) job {
 	switch {
 	case j.running(now), j.changed >= before:
 		j.changed = min(j.changed, now) // of a clock that was set back since: not left alone again
@@ -239,14 +239,15 @@ func (j job) verified(digest string, before, now int64) job {
 		j.seen, j.done = j.want, j.want
 		j.oldest, j.later, j.laterOrigin = 0, 0, ""
 		j.owner, j.lease, j.probe = "", 0, false // of a worker that died
-	case j.state == StateOK && j.digest == digest && j.lastSuccess <= now && now-j.lastSuccess < successFor.Milliseconds():
+	case j.state == StateOK && j.digest == found.Digest && (found.Note == "" || found.Note == j.note) &&
+		j.lastSuccess <= now && now-j.lastSuccess < successFor.Milliseconds():
 		return j
 	}
 	if j.created == 0 {
 		j.created = now
 	}
-	j.state, j.err, j.note, j.attempt = StateOK, "", "", 0
-	j.digest, j.lastSuccess = digest, now
+	j.state, j.err, j.note, j.attempt = StateOK, "", found.Note, 0
+	j.digest, j.lastSuccess = found.Digest, now
 	return j
 }
 

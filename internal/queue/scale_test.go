@@ -38,7 +38,7 @@ func changesTo(keys []Key) []Change {
 func verifications(keys []Key, digest string) []Verification {
 	copies := make([]Verification, len(keys))
 	for i, k := range keys {
-		copies[i] = Verification{k, digest}
+		copies[i] = Verification{Key: k, Digest: digest}
 	}
 	return copies
 }

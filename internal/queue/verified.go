@@ -12,6 +12,7 @@ import (
 type Verification struct {
 	Key
 	Digest string
+	Note   string // for status, as a Result's: what the comparison found worth telling although it is equal
 }
 
 // successFor is how long a recorded success stays as it is while comparisons confirm it: an hourly
@@ -26,23 +27,24 @@ const successFor = 10 * time.Minute
 //	something was recorded since (the same millisecond counts)  left alone
 //	it runs                                                     left alone: the run will tell
 //	it was equal                                                digest brought up to date, and the time of the
-//	                                                            success when that is ten minutes old
+//	                                                            success when that is ten minutes old; a note is then
+//	                                                            as now found, and a new one at once
 //	there is no row                                             a row is made, equal
 //
 // Each peer named has answered, so it is not down any more. The work is done in many transactions: after
 // an error a part of the copies is recorded, which is no harm.
 func (q *Queue) Verified(ctx context.Context, copies []Verification, since time.Time) (n int, err error) {
-	digests := map[string]map[Key]string{} // by peer
+	byPeer := map[string]map[Key]Verification{}
 	for _, c := range copies {
 		if err := c.Key.check(); err != nil {
 			return 0, fmt.Errorf("record equal copies: %w", err)
 		}
-		if digests[c.Peer] == nil {
-			digests[c.Peer] = map[Key]string{}
+		if byPeer[c.Peer] == nil {
+			byPeer[c.Peer] = map[Key]Verification{}
 		}
-		digests[c.Peer][c.Key] = oneLine(c.Digest)
+		byPeer[c.Peer][c.Key] = Verification{c.Key, oneLine(c.Digest), oneLine(c.Note)}
 	}
-	for peer, of := range digests {
+	for peer, of := range byPeer {
 		if err := q.answered(ctx, peer); err != nil {
 			return n, fmt.Errorf("record that %s answers: %w", peer, err)
 		}
@@ -66,11 +68,11 @@ type verification struct {
 
 // verify records one chunk of copies at one peer. Where nodes share the rows it looks first, and locks only what
 // there is to write.
-func (q *Queue) verify(ctx context.Context, keys []Key, digests map[Key]string, since time.Time) (n int, err error) {
+func (q *Queue) verify(ctx context.Context, keys []Key, found map[Key]Verification, since time.Time) (n int, err error) {
 	var v verification
 	if q.shared {
 		err := q.read(ctx, func(tx *tx) (err error) {
-			v, err = tx.verification(ctx, keys, digests, since, false)
+			v, err = tx.verification(ctx, keys, found, since, false)
 			return err
 		})
 		if err != nil {
@@ -85,7 +87,7 @@ func (q *Queue) verify(ctx context.Context, keys []Key, digests map[Key]string, 
 		}
 	}
 	err = q.update(ctx, func(tx *tx) error {
-		if v, err = tx.verification(ctx, keys, digests, since, true); err != nil {
+		if v, err = tx.verification(ctx, keys, found, since, true); err != nil {
 			return err
 		}
 		if err := tx.storeJobs(ctx, v.changed...); err != nil {
@@ -100,7 +102,7 @@ func (q *Queue) verify(ctx context.Context, keys []Key, digests map[Key]string, 
 }
 
 func (tx *tx) verification(
-	ctx context.Context, keys []Key, digests map[Key]string, since time.Time, forStore bool,
+	ctx context.Context, keys []Key, found map[Key]Verification, since time.Time, forStore bool,
 ) (v verification, err error) {
 	jobs, err := tx.loadJobs(ctx, keys, forStore)
 	if err != nil {
@@ -112,7 +114,7 @@ func (tx *tx) verification(
 		if loaded := jobs[k]; loaded != nil {
 			j = *loaded
 		}
-		after := j.verified(digests[k], before, tx.now)
+		after := j.verified(found[k], before, tx.now)
 		if after == j {
 			continue
 		}

@@ -34,8 +34,23 @@ func TestVerifiedRow(t *testing.T) {
 		"running":             {with(pending, func(j *job) { j.owner, j.lease = "x", now+1 }), with(pending, func(j *job) { j.owner, j.lease = "x", now+1 })},
 		"run by a dead owner": {with(pending, func(j *job) { j.owner, j.lease, j.probe = "x", now, true }), satisfied},
 	} {
-		if got := c.before.verified("d", before, now); got != c.want {
+		if got := c.before.verified(Verification{Key: key, Digest: "d"}, before, now); got != c.want {
 			t.Errorf("%s:\ngot  %+v\nwant %+v", name, got, c.want)
+		}
+	}
+	// What a comparison found worth telling is told, at once when it is new.
+	for name, c := range map[string]struct {
+		before, want job
+		note         string
+	}{
+		"as before":           {ok, ok, "n"},
+		"as before, long ago": {change(func(j *job) { j.lastSuccess = now - 600_000 }), change(func(j *job) { j.lastSuccess = now }), "n"},
+		"another":             {ok, change(func(j *job) { j.lastSuccess, j.note = now, "m" }), "m"},
+		"of a new row":        {job{Key: key}, job{Key: key, state: StateOK, digest: "d", note: "m", lastSuccess: now, created: now}, "m"},
+		"while it runs":       {change(func(j *job) { j.owner, j.lease = "x", now+1 }), change(func(j *job) { j.owner, j.lease = "x", now+1 }), "m"},
+	} {
+		if got := c.before.verified(Verification{Key: key, Digest: "d", Note: c.note}, before, now); got != c.want {
+			t.Errorf("note %s:\ngot  %+v\nwant %+v", name, got, c.want)
 		}
 	}
 }
@@ -67,7 +82,7 @@ func testVerified(t *testing.T) {
 	unknown := Key{"unknown", "g"}
 	var copies []Verification
 	for _, k := range []Key{failed, held, down, running, late, equal, unknown} {
-		copies = append(copies, Verification{k, "d"})
+		copies = append(copies, Verification{Key: k, Digest: "d"})
 	}
 	if n, err := q.Verified(t.Context(), copies, since); n != 3 || err != nil {
 		t.Errorf("satisfied %d, %v", n, err)
@@ -100,7 +115,7 @@ func testVerified(t *testing.T) {
 func TestVerifiedRefuses(t *testing.T) {
 	q, clock := openFake(t)
 	for _, k := range []Key{{"", "sam"}, {"ip1", ""}, {"a\x00b", "sam"}, {"ip1", "\xff"}} {
-		if _, err := q.Verified(t.Context(), []Verification{{samKey, "d"}, {k, "d"}}, clock.now()); err == nil {
+		if _, err := q.Verified(t.Context(), []Verification{{Key: samKey, Digest: "d"}, {Key: k, Digest: "d"}}, clock.now()); err == nil {
 			t.Errorf("accepted %q", k)
 		}
 	}

@@ -26,6 +26,8 @@ import (
 //
 // The answer, after any number of lines "." that say the slave is still at work:
 //
+//	note TEXT LF              before done, at most one: what went wrong there afterwards. A master of before this
+//	                          line was goes on with git-receive-pack, and finds everything done
 //	done DIGEST SP HEAD LF    all was applied; HEAD is "-" when it is detached
 //	stock REASON LF           use git-receive-pack; not all was applied, or nothing
 
@@ -154,7 +156,11 @@ type QuickAnswer struct {
 	Digest string // of the slave's mirrored refs; "" when Stock is set
 	Head   string // what its HEAD points to; "" when it is detached
 	Stock  string // why git-receive-pack has to be used instead
+	Note   string // what a person should know although all was applied; "" when Stock is set
 }
+
+// maxQuickNote bounds a note, in bytes.
+const maxQuickNote = 300
 
 // WriteWorking tells the master that the slave is still at work.
 func WriteWorking(w io.Writer) error {
@@ -172,13 +178,18 @@ func WriteQuickAnswer(w io.Writer, a QuickAnswer) error {
 	if head == "" {
 		head = "-"
 	}
-	_, err := fmt.Fprintf(w, "done %s %s\n", a.Digest, head)
+	note := ""
+	if text := strings.TrimSpace(printable(a.Note, maxQuickNote)); text != "" {
+		note = "note " + text + "\n"
+	}
+	_, err := fmt.Fprintf(w, "%sdone %s %s\n", note, a.Digest, head)
 	return err
 }
 
 // ReadQuickAnswer reads the answer. A stream that ends without one is
 // io.ErrUnexpectedEOF.
 func ReadQuickAnswer(r *bufio.Reader) (QuickAnswer, error) {
+	note := ""
 	for {
 		line, err := quickLine(r)
 		if err != nil {
@@ -190,11 +201,15 @@ func ReadQuickAnswer(r *bufio.Reader) (QuickAnswer, error) {
 		if reason, ok := strings.CutPrefix(line, "stock "); ok && strings.TrimSpace(reason) != "" {
 			return QuickAnswer{Stock: printable(reason, 300)}, nil
 		}
+		if text, ok := strings.CutPrefix(line, "note "); ok && note == "" && strings.TrimSpace(text) != "" {
+			note = strings.TrimSpace(printable(text, maxQuickNote))
+			continue
+		}
 		words := strings.Split(line, " ")
 		if len(words) != 3 || words[0] != "done" || !validOID(words[1], sha256.Size*2) || words[2] == "" {
 			return QuickAnswer{}, fmt.Errorf("mirror-push: the peer answers %.120q", line)
 		}
-		a := QuickAnswer{Digest: words[1], Head: words[2]}
+		a := QuickAnswer{Digest: words[1], Head: words[2], Note: note}
 		if a.Head == "-" {
 			a.Head = ""
 		}

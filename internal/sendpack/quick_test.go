@@ -85,6 +85,7 @@ func TestQuickRequestIsBounded(t *testing.T) {
 func TestQuickAnswer(t *testing.T) {
 	for _, want := range []QuickAnswer{
 		{Digest: strings.Repeat("ab", 32), Head: "refs/heads/main"}, {Digest: strings.Repeat("ab", 32)}, {Stock: "hook declined"},
+		{Digest: strings.Repeat("ab", 32), Head: "refs/heads/main", Note: "gitolite has not compiled conf/gitolite.conf"},
 	} {
 		var text bytes.Buffer
 		WriteWorking(&text)
@@ -96,7 +97,8 @@ func TestQuickAnswer(t *testing.T) {
 			t.Errorf("%+v, %v; want %+v", got, err, want)
 		}
 	}
-	for _, text := range []string{"", ".", ".\n", "done\n", "done x -\n", "done " + strings.Repeat("ab", 32) + "\n", "stock \n", "else\n", "stock x"} {
+	for _, text := range []string{"", ".", ".\n", "done\n", "done x -\n", "done " + strings.Repeat("ab", 32) + "\n", "stock \n", "else\n", "stock x",
+		"note x\n", "note x\nnote y\ndone " + strings.Repeat("ab", 32) + " -\n", "note \ndone " + strings.Repeat("ab", 32) + " -\n"} {
 		if got, err := ReadQuickAnswer(bufio.NewReader(strings.NewReader(text))); err == nil {
 			t.Errorf("%q: %+v", text, got)
 		}
@@ -124,6 +126,7 @@ func FuzzQuickRequest(f *testing.F) {
 func FuzzQuickAnswer(f *testing.F) {
 	f.Add([]byte(".\ndone " + strings.Repeat("ab", 32) + " refs/heads/main\n"))
 	f.Add([]byte("stock the objects were not stored\n"))
+	f.Add([]byte("note \x1b[2Jthe rules are old\n.\ndone " + strings.Repeat("ab", 32) + " -\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		a, err := ReadQuickAnswer(bufio.NewReader(bytes.NewReader(text)))
 		if err != nil {

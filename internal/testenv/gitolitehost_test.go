@@ -184,10 +184,21 @@ func TestGitoliteHosts(t *testing.T) {
 	if !testenv.Poll(func() bool { return stale(sam) }) || stale(frodo) {
 		t.Error("doctor does not see which gitolite has not compiled its configuration")
 	}
+	// And so does the master's status, where whoever made the change is.
+	noted := func() bool {
+		return strings.Contains(frodo.Host().Run(t, "mirror-shell", "status", "gitolite-admin").Stdout, "sam: gitolite there has not compiled it")
+	}
+	if !testenv.Poll(noted) {
+		t.Errorf("status does not tell: %s", frodo.Host().Run(t, "mirror-shell", "status", "gitolite-admin"))
+	}
 	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), rc, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	sam.Host().MustRun(t, "gitolite", "setup")
+	frodo.AddConf(t, "\nrepo notes2\n    RW+ = alice\n")
+	if !testenv.Poll(func() bool { return !noted() }) {
+		t.Error("what is mended is still told")
+	}
 
 	if out := sam.Host().MustRun(t, "mirror-shell", "install-hooks", "--all"); !strings.Contains(out, "install-hooks --gitolite") || strings.Contains(out, "templateDir") {
 		t.Errorf("install-hooks --all beside gitolite: %s", out)

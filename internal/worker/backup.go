@@ -195,7 +195,7 @@ func (r *backupRun) unlike(names []string) []string {
 
 // compare looks at one repository. Its error is one that stops them all: of any other, taking it will tell.
 func (r *backupRun) compare(ctx context.Context, name string, cfg *mirrorcfg.Repo) (equal bool, err error) {
-	digest, err := r.peers.LookAt(ctx, r.peer, cfg, r.id)
+	digest, note, err := r.peers.LookAt(ctx, r.peer, cfg, r.id)
 	if errors.Is(err, peer.ErrUnreachable) || ctx.Err() != nil {
 		return false, err
 	}
@@ -204,7 +204,7 @@ func (r *backupRun) compare(ctx context.Context, name string, cfg *mirrorcfg.Rep
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.equal = append(r.equal, queue.Verification{Key: queue.Key{Repository: name, Peer: r.peer}, Digest: digest})
+	r.equal = append(r.equal, queue.Verification{Key: queue.Key{Repository: name, Peer: r.peer}, Digest: digest, Note: note})
 	return true, nil
 }
 

@@ -112,7 +112,7 @@ func (c *command) examinePeers(ctx context.Context, peers []string) []Finding {
 func (c *command) examinePeer(ctx context.Context, peer string) []Finding {
 	check := "peer " + peer
 	if c.server.Peers[peer].Kind == kindBackup {
-		return []Finding{c.examineVault(ctx, peer)}
+		return append([]Finding{c.examineVault(ctx, peer)}, c.examineLock(peer)...)
 	}
 	text, err := c.ask(ctx, peer, "info --json --back")
 	var reply shell.InfoReply

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 
 // notifyMeanwhile tells people what needs one, first after a time, until stop is called.
 func (c *command) notifyMeanwhile(ctx context.Context, first time.Duration, log *slog.Logger) (n *notify.Notifier, stop func()) {
-	n = &notify.Notifier{Server: c.server, Table: c.queue, Log: log}
+	n = &notify.Notifier{Server: c.server, Table: c.queue, Log: log, Schedules: c.scheduleTroubles}
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
 	done.Go(func() { n.Run(ctx, first) })
@@ -20,6 +21,34 @@ func (c *command) notifyMeanwhile(ctx context.Context, first time.Duration, log 
 		cancel()
 		done.Wait()
 	}
+}
+
+// scheduleTroubles is how the schedules are kept, for whom people want to be told by. While a daemon runs only that knows: its
+// configuration, with which it started, may be another than ours. A schedule that no daemon has ever kept has no time
+// from which on it is late: status and doctor tell of it.
+func (c *command) scheduleTroubles(now time.Time) (all []notify.Schedule, known bool) {
+	holder, running, err := queue.WorkerHolder(c.server.StateDir)
+	if err != nil || running && holder.Kind == queue.KindServe && holder.PID != os.Getpid() {
+		return nil, false
+	}
+	states, err := c.scheduleStates(now)
+	if err != nil {
+		return nil, false
+	}
+	for _, s := range states {
+		trouble := notify.Schedule{Peer: s.peer}
+		switch {
+		case s.unknown:
+			return nil, false
+		case s.record.Schedule != s.expression:
+		case s.record.Error != "":
+			trouble.Problem, trouble.Since = s.problem, s.record.Failing
+		case !s.overdue.IsZero():
+			trouble.Problem, trouble.Since = s.problem, s.overdue
+		}
+		all = append(all, trouble)
+	}
+	return all, true
 }
 
 // notifyAfter is for the end of a worker that was not told to end.
@@ -35,7 +64,7 @@ func (c *command) notifyAfter(ctx context.Context, n *notify.Notifier) {
 // notifyAfterSync is for a command that cron runs: without a daemon, nobody else may look for
 // long. Nothing has changed when all was equal.
 func (c *command) notifyAfterSync(ctx context.Context, s *syncSummary) {
-	n := &notify.Notifier{Server: c.server, Table: c.queue, Log: c.fileLog()}
+	n := &notify.Notifier{Server: c.server, Table: c.queue, Log: c.fileLog(), Schedules: c.scheduleTroubles}
 	check := n.CheckIfNeeded
 	if s.Pushed > 0 || len(s.Failures) > 0 {
 		check = n.Check

@@ -33,9 +33,18 @@ type stage struct {
 func newProgress(stderr io.Writer, quiet bool) *progress {
 	p := &progress{stderr: stderr}
 	if file, ok := stderr.(*os.File); ok && !quiet && isTerminal(file) {
-		p.bars = mpb.New(mpb.WithOutput(file), mpb.WithWidth(barWidth))
+		p.bars = mpb.New(sizedFor(file)...)
 	}
 	return p
+}
+
+// sizedFor are the options of bars on a terminal. One without a size (a serial console, a session that was started by a program)
+// has no room for a bar, says mpb; so for that it must not know that it is a terminal.
+func sizedFor(file *os.File) []mpb.ContainerOption {
+	if size, err := unix.IoctlGetWinsize(int(file.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 && size.Row > 0 {
+		return []mpb.ContainerOption{mpb.WithOutput(file), mpb.WithWidth(barWidth)}
+	}
+	return []mpb.ContainerOption{mpb.WithOutput(struct{ io.Writer }{file}), mpb.WithWidth(defaultColumns), mpb.WithAutoRefresh()}
 }
 
 // Write prints whole lines.
@@ -48,7 +57,10 @@ func (p *progress) Write(text []byte) (int, error) {
 	return p.stderr.Write(text)
 }
 
-const barWidth = 64
+const (
+	barWidth       = 64
+	defaultColumns = 80 // of a terminal that does not say
+)
 
 // isTerminal reports whether bars can be drawn on a file.
 func isTerminal(file *os.File) bool {

@@ -31,9 +31,7 @@ func openTerminal(t *testing.T) (terminal *os.File, written func() string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.IoctlSetWinsize(int(terminal.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 25, Col: 100}); err != nil {
-		t.Fatal(err)
-	}
+	resize(t, terminal, 25, 100)
 	var text bytes.Buffer
 	ended := make(chan struct{})
 	go func() {
@@ -45,6 +43,40 @@ func openTerminal(t *testing.T) (terminal *os.File, written func() string) {
 		<-ended
 		master.Close()
 		return text.String()
+	}
+}
+
+func resize(t *testing.T, terminal *os.File, rows, columns uint16) {
+	t.Helper()
+	if err := unix.IoctlSetWinsize(int(terminal.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A terminal that does not say how large it is has a bar, too, and none that is wider than a line.
+func TestProgressOnATerminalWithoutSize(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	for _, size := range [][2]uint16{{0, 0}, {0, 100}, {25, 0}} {
+		terminal, written := openTerminal(t)
+		resize(t, terminal, size[0], size[1])
+		p := newProgress(terminal, false)
+		p.Stage("repositories", 12).Done(12)
+		fmt.Fprintln(p, "a line")
+		p.Close()
+		text := written()
+		for _, want := range []string{"repositories", "12/12", "[=", "a line\r\n"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%v: %q lacks %q", size, text, want)
+			}
+		}
+		for line := range strings.SplitSeq(text, "\r\n") {
+			if _, after, ok := strings.Cut(line, "\x1b[J"); ok {
+				line = after
+			}
+			if len(line) > defaultColumns {
+				t.Errorf("%v: a line has %d columns: %q", size, len(line), line)
+			}
+		}
 	}
 }
 

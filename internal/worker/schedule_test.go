@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -128,5 +129,37 @@ func TestScheduleRecord(t *testing.T) {
 	r.keep("@hourly", then.Add(72*time.Hour)) // another schedule: what the old one missed is over
 	if !r.kept().Equal(then.Add(72 * time.Hour)) {
 		t.Errorf("%+v", r)
+	}
+}
+
+// What people are told of schedules: what the record says, by the process that keeps it.
+func TestScheduleTroubles(t *testing.T) {
+	server := &mirrorcfg.Server{StateDir: t.TempDir(), Peers: map[string]mirrorcfg.PeerConfig{"vault": {Kind: kindBackup, Backup: mirrorcfg.Backup{Schedule: "@hourly"}}}}
+	c := &command{server: server}
+	now := time.Now()
+	want := func(what string, since time.Time, problem string) {
+		t.Helper()
+		all, known := c.scheduleTroubles(now)
+		if !known || len(all) != 1 || all[0].Peer != "vault" || !all[0].Since.Equal(since) || !strings.Contains(all[0].Problem, problem) || (problem == "") != (all[0].Problem == "") {
+			t.Errorf("%s: %+v, %v", what, all, known)
+		}
+	}
+	record := func(change func(*scheduleRecord)) { c.record("vault", slog.New(slog.DiscardHandler), change) }
+	want("nobody has kept it", time.Time{}, "")
+	record(func(r *scheduleRecord) { r.keep("@hourly", now.Add(-24*time.Hour)); r.done(now) })
+	want("kept", time.Time{}, "")
+	failing := now.Add(-time.Minute).UTC()
+	record(func(r *scheduleRecord) { r.failed(errors.New("disk full"), failing) })
+	want("fails", failing, "disk full")
+	record(func(r *scheduleRecord) { r.done(now.Add(-5 * time.Hour)) })
+	all, known := c.scheduleTroubles(now)
+	if !known || !strings.Contains(all[0].Problem, "was not made") || now.Sub(all[0].Since) < 4*time.Hour || now.Sub(all[0].Since) > 5*time.Hour {
+		t.Errorf("%+v, %v", all, known)
+	}
+	if err := os.WriteFile(c.scheduleFile("vault"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if all, known := c.scheduleTroubles(now); known {
+		t.Errorf("of a record that cannot be read: %+v", all)
 	}
 }

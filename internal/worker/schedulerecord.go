@@ -118,6 +118,7 @@ type scheduleState struct {
 	schedule
 	record  scheduleRecord
 	overdue time.Time // the first run that was missed; zero: none
+	unknown bool      // the record cannot be read
 	problem string    // what a person should know; "": it is kept
 	do      string
 }
@@ -134,7 +135,7 @@ func (c *command) scheduleStates(now time.Time) ([]scheduleState, error) {
 	for i, s := range all {
 		r, err := c.scheduleRecord(s.peer)
 		if err != nil {
-			states[i] = scheduleState{schedule: s, problem: "it is not known whether the schedule is kept: " + proc.OneLine(err.Error(), 200),
+			states[i] = scheduleState{schedule: s, unknown: true, problem: "it is not known whether the schedule is kept: " + proc.OneLine(err.Error(), 200),
 				do: "delete " + c.scheduleFile(s.peer) + " and start mirror-shell serve again"}
 			continue
 		}

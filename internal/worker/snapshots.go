@@ -162,6 +162,9 @@ func (c *command) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(repositories) == 0 {
+		return c.nothingToVerify(name)
+	}
 	shown := newProgress(c.Stderr, c.Verify.Quiet || c.Verify.JSON)
 	defer shown.Close()
 	stage := shown.Stage("repositories verified", len(repositories))
@@ -202,6 +205,18 @@ func (c *command) toVerify(ctx context.Context, peerName string, vault *snapshot
 	}
 	slices.Sort(all)
 	return matching(slices.Compact(all), c.Verify.Repositories)
+}
+
+// nothingToVerify says that there is no backup at all. That is a failure: whoever has vaults verified believes to have some, and a
+// mistake in a url looks just like this.
+func (c *command) nothingToVerify(peerName string) error {
+	if c.Verify.JSON {
+		if err := json.NewEncoder(c.Stdout).Encode([]verified{}); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%[1]s is empty, and this server has never backed anything up to it: correct the url of [peer.%[1]s] in %[2]s if there should be backups, else mirror-shell backup makes the first",
+		peerName, c.server.File)
 }
 
 // verifyOne verifies one repository. That it could not be done is a finding too.

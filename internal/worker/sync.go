@@ -254,7 +254,7 @@ func (r *syncRun) judge(ctx context.Context, copies []replica, standings map[str
 		case headDiffers(c, s) || r.peers.NewMeta(c.state.Dir, c.Peer, c.state.Meta):
 			different = append(different, c)
 		default:
-			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest})
+			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest, Note: s.Note})
 		}
 	}
 	r.mu.Lock()

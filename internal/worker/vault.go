@@ -50,7 +50,21 @@ func (c *command) examineVault(ctx context.Context, name string) Finding {
 			return Finding{check, fail, proc.OneLine(err.Error(), 300), "give [peer." + name + "] in " + c.server.File + " the identity_file that belongs to recipients, or none"}
 		}
 	}
-	return Finding{check, ok, fmt.Sprintf("vault answers in %d ms, %s", took, sealed), ""}
+	detail := fmt.Sprintf("vault answers in %d ms, %s", took, sealed)
+	if first.Sum == "" {
+		detail += ", and is empty"
+	}
+	return Finding{check, ok, detail, ""}
+}
+
+// examineLock says what it costs to retain backups without knowing which of them prune keeps.
+func (c *command) examineLock(name string) []Finding {
+	p := c.server.Peers[name]
+	if p.Lock == 0 || peer.KeepPolicy(p.Backup).Check() == nil {
+		return nil
+	}
+	return []Finding{{"peer " + name, warn, fmt.Sprintf("lock = %q without any keep_…: it is not known here what prune keeps, so small packs are put together only when there are 500", time.Duration(p.Lock)),
+		"write the keep_… by which the vault is pruned into [peer." + name + "] in " + c.server.File + ", also when another server prunes; nothing, if nobody does"}}
 }
 
 // latestKnown is the Sum of the latest snapshot that this server knows of, "" for none.

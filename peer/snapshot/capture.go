@@ -24,7 +24,7 @@ type capture struct {
 	grafts   bool     // history is not what the commits say
 	digits   int      // bytes of an object id
 	dir      string   // the repository
-	dropped  []string // what of the refs cannot be kept, for people
+	dropped  []string // what cannot be kept, of refs and files, for people
 }
 
 // errPartial: there is no saying what is missing in such a repository, and what is not there by intent.
@@ -55,8 +55,12 @@ func (t *taking) capture(ctx context.Context) (*capture, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the files: %w", err)
 	}
-	c.Format, c.Repository, c.ID, c.Server, c.Program = c.format(), t.src.Repository, t.src.ID, t.v.Server, t.v.Program
+	if text := c.files.note(); text != "" {
+		c.dropped = append(c.dropped, text)
+	}
+	c.Repository, c.ID, c.Server, c.Program = t.src.Repository, t.src.ID, t.v.Server, t.v.Program
 	c.SealedFor, c.Grace = t.v.sealedFor(), int64(min(t.v.grace(), maxGrace)/time.Second)
+	c.Format = c.format()
 	return c, nil
 }
 

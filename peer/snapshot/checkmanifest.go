@@ -52,7 +52,7 @@ func (m *Manifest) checkRefs(digits int) error {
 			return fmt.Errorf("symbolic ref %q to %q", name, target)
 		}
 	}
-	if m.Format < m.format() {
+	if m.Format < 2 && m.looseSymRefs() {
 		return fmt.Errorf("symbolic refs that a manifest of format %d cannot have", m.Format)
 	}
 	return nil
@@ -119,7 +119,7 @@ func (m *Manifest) checkObject(o Object) error {
 // keepable reports whether a path in a repository's directory may be in a snapshot as a
 // file: not what git manages itself, what is only of this machine, or what is half written.
 func keepable(name string) bool {
-	if !fs.ValidPath(name) || name == "." || strings.ContainsAny(name, "\\\x00\n") {
+	if !nameable(name) || name == "." {
 		return false
 	}
 	first, _, _ := strings.Cut(name, "/")
@@ -130,6 +130,9 @@ func keepable(name string) bool {
 	}
 	return !strings.HasSuffix(name, ".lock") && !strings.HasPrefix(path.Base(name), ".mirror-shell")
 }
+
+// nameable reports whether a manifest can hold a path: it has to mean the same on every file system, and is UTF-8 text in JSON.
+func nameable(name string) bool { return fs.ValidPath(name) && !strings.ContainsAny(name, "\\\x00\n") }
 
 // isRef reports whether name is a ref's, and below refs/: another one would be a file among
 // those that git and its hooks live in.

@@ -43,9 +43,11 @@
 // it does not know, and ignores fields that it does not know. JSON is text, and names of refs need not be: a byte that is not part of
 // a UTF-8 character is written as \xHH.
 //
-// Format 2 is format 1 with more that "symrefs" may say: a name that is not among the refs, of a symbolic ref to
-// nothing, and the target HEAD. A manifest has it only where there is such a ref, and format 1 everywhere else. A program that
-// knows format 1 only refuses the others and says so; it goes on with all that has format 1. Checks, marks and leases have format 1.
+// Format 2 is format 1 with more that may be said: in "symrefs" a name that is not among the refs, of a symbolic ref to
+// nothing, and the target HEAD; a mode other than 644 and 755; \xHH; and "sealed_for", of which STATE has a line. A manifest has
+// it only where there is any of these, and format 1 everywhere else. A program that
+// knows format 1 only refuses the others and says so; it goes on with all that has format 1. The first programs that knew the last three
+// wrote them as format 1: readers take them there, too. Checks, marks and leases have format 1.
 //
 // What linked worktrees stand on (worktrees/NAME/HEAD where it is detached, and refs of their own) is among the refs, as
 // refs/mirror/worktrees/NAME/HEAD and so on: nothing else may reach those commits, and to whatever reads the manifest they are

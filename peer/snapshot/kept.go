@@ -24,7 +24,10 @@ var DefaultExclude = []string{"hooks/*.sample"}
 
 // kept opens the files that a capture lists. Nothing outside of the repository is read through
 // it, whatever symbolic links say.
-type kept struct{ files, lfs *os.Root }
+type kept struct {
+	files, lfs *os.Root
+	leftOut    []string // of the files that the patterns choose, those with names that no snapshot can hold; a directory's ends in "/"
+}
 
 func (k *kept) close() {
 	for _, root := range []*os.Root{k.files, k.lfs} {
@@ -65,7 +68,7 @@ func (v *Vault) keep(ctx context.Context, dir string, m memoryDir) (_ *kept, fil
 	if k.files, err = os.OpenRoot(dir); err != nil {
 		return nil, nil, nil, err
 	}
-	if files, err = v.keepFiles(ctx, k.files, m); err != nil {
+	if files, k.leftOut, err = v.keepFiles(ctx, k.files, m); err != nil {
 		return nil, nil, nil, err
 	}
 	// Where LFS objects are on another disk, it is that directory which is a symbolic link.
@@ -120,15 +123,19 @@ func (v *Vault) enter(dir string) bool {
 	return false
 }
 
-func (v *Vault) keepFiles(ctx context.Context, root *os.Root, m memoryDir) ([]File, error) {
+func (v *Vault) keepFiles(ctx context.Context, root *os.Root, m memoryDir) (files []File, leftOut []string, err error) {
 	old, now := m.fileSums(), map[string]fileSum{}
-	var files []File
-	err := fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && name != ".":
 			return nil // gone since it was listed
 		case err != nil:
 			return err
+		case !nameable(name):
+			if v.misses(name, d) {
+				leftOut = append(leftOut, displayed(name, d))
+			}
+			return skip(d)
 		case d.IsDir() && name != "." && (!keepable(name) || !strings.Contains(name, "/") && !v.enter(name)):
 			return fs.SkipDir
 		case d.IsDir() || !keepable(name) || !v.chosen(name):
@@ -146,10 +153,54 @@ func (v *Vault) keepFiles(ctx context.Context, root *os.Root, m memoryDir) ([]Fi
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	m.keepFileSums(old, now)
-	return files, nil
+	return files, leftOut, nil
+}
+
+// misses reports whether the patterns choose what cannot be kept because of its name: a file, or what may be in a directory.
+func (v *Vault) misses(name string, d fs.DirEntry) bool {
+	switch {
+	case d.IsDir():
+		return v.chosen(name + "/x")
+	case d.Type().IsRegular():
+		return v.chosen(name)
+	}
+	return false
+}
+
+func displayed(name string, d fs.DirEntry) string {
+	if d.IsDir() {
+		name += "/"
+	}
+	return name
+}
+
+func skip(d fs.DirEntry) error {
+	if d.IsDir() {
+		return fs.SkipDir
+	}
+	return nil
+}
+
+// maxLeftOut is how many names a note has: it is one line of a table.
+const maxLeftOut = 5
+
+// note says what was left out because of its name, "" for nothing.
+func (k *kept) note() string {
+	if len(k.leftOut) == 0 {
+		return ""
+	}
+	quoted := make([]string, 0, maxLeftOut)
+	for _, name := range k.leftOut[:min(len(k.leftOut), maxLeftOut)] {
+		quoted = append(quoted, fmt.Sprintf("%.100q", name))
+	}
+	text := fmt.Sprintf("%d files or directories have names that no snapshot can hold, and were left out: %s", len(k.leftOut), strings.Join(quoted, ", "))
+	if more := len(k.leftOut) - len(quoted); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // keepFile looks at one file, and reads it unless it is as it was.

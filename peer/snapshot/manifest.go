@@ -97,14 +97,23 @@ type LFS struct {
 	Object
 }
 
-// format is the earliest format that can say what is in the manifest.
+// format is the earliest format of which all programs understand what is in the manifest.
 func (m *Manifest) format() int {
-	for name, target := range m.SymRefs {
-		if _, ok := m.Refs[name]; !ok || !isRef(target) {
-			return 2
-		}
+	private := func(f File) bool { return f.Mode != 0o644 && f.Mode != 0o755 }
+	if m.SealedFor != "" || m.looseSymRefs() || slices.ContainsFunc(m.Files, private) || m.namesAreBytes() {
+		return 2
 	}
 	return 1
+}
+
+// looseSymRefs reports whether there are symbolic refs that no manifest of format 1 has.
+func (m *Manifest) looseSymRefs() bool {
+	for name, target := range m.SymRefs {
+		if _, ok := m.Refs[name]; !ok || !isRef(target) {
+			return true
+		}
+	}
+	return false
 }
 
 // State condenses all that a name's digest does not tell: a repository whose digest and state

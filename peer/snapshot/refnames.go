@@ -54,6 +54,24 @@ func renamed(all map[string]string, key, value func(string) string) map[string]s
 
 func asIs(s string) string { return s }
 
+// namesAreBytes reports whether there is such a name.
+func (m *Manifest) namesAreBytes() bool {
+	if !utf8.ValidString(m.Head) {
+		return true
+	}
+	for name := range m.Refs {
+		if !utf8.ValidString(name) {
+			return true
+		}
+	}
+	for name, target := range m.SymRefs {
+		if !utf8.ValidString(name) || !utf8.ValidString(target) {
+			return true
+		}
+	}
+	return false
+}
+
 // nameText is a ref's name as text.
 func nameText(name string) string {
 	if utf8.ValidString(name) {

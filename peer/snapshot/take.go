@@ -161,6 +161,9 @@ func (t *taking) run(ctx context.Context) (err error) {
 	if t.src.Look && !same {
 		return nil // what else is wrong with the latest snapshot changes nothing
 	}
+	for _, text := range t.now.dropped {
+		t.note(text)
+	}
 	bad, err := t.isBad(ctx, &known, same)
 	if err != nil {
 		return err
@@ -178,9 +181,6 @@ func (t *taking) run(ctx context.Context) (err error) {
 	}
 	if err := t.prepare(ctx, bad, known.Unchecked); err != nil {
 		return err
-	}
-	for _, text := range t.now.dropped {
-		t.note(text)
 	}
 	t.result.Unchanged = same && t.base != nil
 	return t.make(ctx)
