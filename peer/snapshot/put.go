@@ -140,8 +140,8 @@ func (p *putter) putEncoded(ctx context.Context, c content, o *Object) error {
 	}
 	o.SHA256, o.StoredSize, o.StoredSHA256 = pass.sum(), stored.n, hex.EncodeToString(stored.hash.Sum(nil))
 	_, err := p.put(ctx, o, o.StoredSize, open)
-	if err == nil && len(p.v.Recipients) > 0 {
-		p.attempt.note(attempted{c.key, p.v.sealedFor(), *o})
+	if err == nil && p.attempt != nil && len(p.v.Recipients) > 0 {
+		p.attempt.noteBlob(attempted{As: c.key, SealedFor: p.v.sealedFor(), Object: *o}, open)
 	}
 	return err
 }

@@ -358,7 +358,7 @@ func (t *taking) loadBase(ctx context.Context) error {
 	// Who can read the new snapshot has to be able to read all of it, and nobody else.
 	if base.SealedFor != t.now.SealedFor {
 		t.note("the latest snapshot is not encrypted for the recipients that are configured now: everything is taken anew")
-		t.put.fresh = true
+		t.put.fresh = len(t.v.Recipients) == 0 // else nothing is used again but what an attempt put that was encrypted for them
 		return nil
 	}
 	if base.Server != t.v.Server {
