@@ -129,7 +129,7 @@
 //
 // A mark or a blob is old when the store has had it for more than the grace period and a quarter of it; the time is
 // that of the store's clock, against that of the lease. The period is this server's or, when it is longer, that of
-// one that made a snapshot which is there ("grace" in its manifest, in seconds). One run does, in this order:
+// one that made a snapshot which is there ("grace" in its manifest, in seconds) or was forgotten ("grace" in the mark). One run does, in this order:
 //
 //  1. Lease. It puts {"format": 1, "time": TIME, "server": NAME} under a key with 32 random hex digits, and lists those
 //     of others. Finding one that is not over

@@ -135,20 +135,12 @@ func (f *forgetting) list(ctx context.Context) (err error) {
 // tombstone puts the mark that says what is forgotten. All older marks end by it: what they name may be in use by a backup that began from
 // a snapshot which is removed only now.
 func (f *forgetting) tombstone(ctx context.Context) error {
-	for _, m := range f.marks {
-		f.named.grace = max(f.named.grace, time.Duration(m.Grace)*time.Second)
-	}
+	f.named.heed(f.marks)
 	if len(f.names) == 0 && slices.ContainsFunc(f.marks, func(m mark) bool { return m.Forgotten }) {
 		return nil // an earlier run did
 	}
-	if len(f.names) > 0 { // who made it may need longer than we
-		m, err := f.v.Load(ctx, f.names[0])
-		switch {
-		case err == nil:
-			f.named.grace = max(f.named.grace, time.Duration(m.Grace)*time.Second)
-		case !errors.Is(err, ErrKey) && !errors.Is(err, ErrDamaged):
-			return err
-		}
+	if err := f.learnGrace(ctx); err != nil {
+		return err
 	}
 	m := mark{Forgotten: true, Grace: int64(f.grace() / time.Second), Retires: slices.Clone(f.retired)}
 	said := map[string]bool{}
@@ -166,6 +158,24 @@ func (f *forgetting) tombstone(ctx context.Context) error {
 	}
 	f.marks, f.retired = []mark{m}, m.Retires
 	return nil
+}
+
+// learnGrace finds out for how long those who made the snapshots need what is there: each of them may be at work, also one that did not make
+// the latest. What cannot be read, as it is encrypted for others or damaged, is left out.
+func (f *forgetting) learnGrace(ctx context.Context) error {
+	var mu sync.Mutex
+	return each(ctx, loadsAtATime, f.names, func(ctx context.Context, n Name) error {
+		m, err := f.v.Load(ctx, n)
+		if errors.Is(err, ErrKey) || errors.Is(err, ErrDamaged) {
+			return nil
+		}
+		if err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			f.named.grace = max(f.named.grace, time.Duration(m.Grace)*time.Second)
+		}
+		return err
+	})
 }
 
 // put writes a mark under the lease. It counts as put now, which is not too early: the lease was taken before.

@@ -133,6 +133,7 @@ func (p *pruning) look(ctx context.Context) error {
 	p.gone = slices.SortedFunc(slices.Values(append(p.gone, forgotten...)), newestFirst)
 	p.report.Kept = len(p.stay)
 	p.named = p.v.newInventory()
+	p.named.heed(p.marks)
 	if err := p.named.add(ctx, p.stay, true); err != nil {
 		return err
 	}
