@@ -154,3 +154,48 @@ func TestPutAgainForNewRecipients(t *testing.T) {
 }
 
 func (m *memory) keys() []string { return slices.Sorted(maps.Keys(m.blobs)) }
+
+// Where everything is taken anew because the packs are too many, and their indexes cannot be read, history is walked through as in a first snapshot: what
+// the one before had may be damaged here by now.
+func TestTakeAnewForManyPacksIsWalked(t *testing.T) {
+	v, m := testVault(t)
+	reseal(t, v)
+	r := newSource(t)
+	src := sourceOf(t, r)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	first := take1(t, v, src).Name
+	manifest, err := v.Load(t.Context(), first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	idx := manifest.Packs[0]
+	for i := range maxPacksRetained + 1 {
+		p := idx
+		p.Name = fmt.Sprintf("pack-%040x", i)
+		manifest.Packs = append(manifest.Packs, p)
+	}
+	manifest.Previous, manifest.Time = first.Sum, first.Time.Add(1e6)
+	name, _, err := v.publish(t.Context(), manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	memoryDir(src.Memory).keepManifest(name.Sum, manifest)
+	v.Identities = nil // that is elsewhere, as it should be
+
+	commitTo(t, r, "refs/heads/main", "2 second")
+	old := run(t, r.Dir, "rev-parse", "main~1^{tree}")
+	if err := os.Remove(filepath.Join(r.Dir, "objects", old[:2], old[2:])); err != nil {
+		t.Fatal(err)
+	}
+	got, err := v.Take(t.Context(), src)
+	if !errors.Is(err, ErrSource) {
+		t.Fatalf("a snapshot without %s is taken for whole: %+v, %v", old, got, err)
+	}
+	if bad := keysWith(m, "-"+checkBad+"-"); len(bad) != 1 {
+		t.Errorf("%v", bad)
+	}
+}
+
+func keysWith(m *memory, part string) []string {
+	return slices.DeleteFunc(m.keys(), func(key string) bool { return !strings.Contains(key, part) })
+}

@@ -93,6 +93,7 @@ type taking struct {
 	made   []*localPack
 	walked bool // git has walked through what is new
 	aside  bool // or through all of a first snapshot, before that is published
+	anew   bool // no pack of base is used
 }
 
 // Take makes the latest snapshot of the repository equal to it. When it is that already nothing is written, except a

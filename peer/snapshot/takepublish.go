@@ -378,7 +378,7 @@ func (t *taking) walk(ctx context.Context, fresh []*localPack) error {
 	}
 	// With grafts some of what was taken is what the base had; the repository has it too.
 	place := &t.tmp
-	if t.base != nil {
+	if t.base != nil && !t.anew {
 		place = nil
 	}
 	return t.src.Repo.Complete(ctx, place, t.tips)
