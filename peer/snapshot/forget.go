@@ -235,7 +235,7 @@ func (f *forgetting) recordForgotten(ctx context.Context, n Name) error {
 	}
 	unlocked := *f.v
 	unlocked.Retain = 0
-	return unlocked.record(ctx, f.repository, Check{Kind: checkForgotten, Snapshot: n.Sum, Time: after(f.v.now(), n.Time), Text: "forgotten; it is there because the store retains it"})
+	return unlocked.recordVerdict(ctx, n, Check{Kind: checkForgotten, Snapshot: n.Sum, Text: "forgotten; it is there because the store retains it"})
 }
 
 // keys are those of the data, sorted.

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
@@ -50,5 +51,57 @@ func TestForgetWaitsForTheSlowest(t *testing.T) {
 		if r := w.forget(ForgetOptions{}); !r.Gone {
 			t.Errorf("again %v: %+v", again, r)
 		}
+	}
+}
+
+// What is found out about a snapshot counts also when the clock that its time is from was ahead, and was put right since.
+func TestVerdictsAfterAClockWasPutBack(t *testing.T) {
+	w := newMonths(t)
+	r := newSource(t)
+	src := sourceOf(t, r)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	w.pass(1000 * time.Hour)
+	first := take1(t, w.Vault, src).Name
+	w.pass(-1000 * time.Hour)
+	src.Memory = "" // another server looks
+	if got := take1(t, w.Vault, src); !got.Unchanged {
+		t.Fatalf("%+v", got)
+	}
+	for key, data := range w.store.blobs {
+		if strings.HasSuffix(key, ".pack") {
+			data[20] ^= 1
+		}
+	}
+	if found, err := w.Verify(t.Context(), src.Repository, VerifyOptions{ReadData: true}); err != nil || found.OK() {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	if judged, err := w.Judged(t.Context(), src.Repository); err != nil || !judged.Bad[first.Sum] {
+		t.Errorf("the damage of %s does not count", first.Key())
+	}
+	commitTo(t, r, "refs/heads/main", "2 second")
+	takeNow(t, w.Vault, src)
+}
+
+// Nothing that is said afterwards makes a forgotten snapshot one to begin from.
+func TestForgottenIsFinal(t *testing.T) {
+	w := newMonths(t)
+	w.Retain = 240 * time.Hour
+	r := newSource(t)
+	src := sourceOf(t, r)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	first := take1(t, w.Vault, src).Name
+	w.pass(time.Minute)
+	if _, err := w.Forget(t.Context(), src.Repository, ForgetOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.pass(time.Minute)
+	// The server that made it has walked through its history only now.
+	if err := w.recordVerdict(t.Context(), first, Check{Kind: checkGood, Snapshot: first.Sum}); err != nil {
+		t.Fatal(err)
+	}
+	commitTo(t, r, "refs/heads/main", "2 second")
+	got := takeNow(t, w.Vault, src)
+	if got.Note == "" {
+		t.Errorf("the next backup is built on what is forgotten: %+v", got)
 	}
 }

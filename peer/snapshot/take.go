@@ -215,23 +215,16 @@ func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bad boo
 	if t.latest.Sum == "" || same && t.v.now().Sub(known.Looked).Abs() < lookAgain && !known.Unchecked {
 		return false, nil
 	}
-	for check, err := range t.v.checks(ctx, t.src.Repository) {
-		if err != nil {
-			return false, err
-		}
-		if check.Time.Before(t.latest.Time) {
-			break
-		}
-		if check.Sum != t.latest.Sum {
-			continue
-		}
-		if check.Kind == checkBad || check.Kind == checkForgotten {
-			return true, nil
-		}
-		if check.Kind == checkGood { // the last word on it; a drill gives its own
-			t.seenGood(known, same)
-			return false, nil
-		}
+	verdict, err := t.verdict(ctx)
+	if err != nil {
+		return false, err
+	}
+	switch verdict {
+	case checkBad, checkForgotten:
+		return true, nil
+	case checkGood:
+		t.seenGood(known, same)
+		return false, nil
 	}
 	if !known.Unchecked {
 		if known.Unchecked, err = t.unwalked(ctx); err != nil {
@@ -243,6 +236,25 @@ func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bad boo
 	}
 	t.seenGood(known, same)
 	return false, nil
+}
+
+// verdict is the last word on the latest snapshot, "" when there is none. A drill gives its own, and nothing ends that one is forgotten.
+func (t *taking) verdict(ctx context.Context) (verdict string, err error) {
+	for check, err := range t.v.checks(ctx, t.src.Repository) {
+		if err != nil {
+			return "", err
+		}
+		if check.Time.Before(t.latest.Time) {
+			break
+		}
+		if check.Sum == t.latest.Sum && check.Kind == checkForgotten {
+			return checkForgotten, nil
+		}
+		if check.Sum == t.latest.Sum && verdict == "" && (check.Kind == checkBad || check.Kind == checkGood) {
+			verdict = check.Kind
+		}
+	}
+	return verdict, nil
 }
 
 // seenGood remembers that the latest snapshot was not bad just now.
