@@ -105,3 +105,26 @@ func TestForgottenIsFinal(t *testing.T) {
 		t.Errorf("the next backup is built on what is forgotten: %+v", got)
 	}
 }
+
+// A first backup was killed while it walked through its history, and meanwhile its data was found to be damaged in the store: nothing
+// of that is used again.
+func TestDamageBeforeTheWalk(t *testing.T) {
+	w := newMonths(t)
+	r := newSource(t)
+	src := sourceOf(t, r)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	run(t, r.Dir, "repack", "-adq") // so that the same pack is to be put
+	first := take1(t, w.Vault, src).Name
+	memoryDir(src.Memory).remember(recalled{Sum: first.Sum, Repository: src.Repository, Unchecked: true})
+	w.pass(time.Minute)
+	for key, data := range w.store.blobs {
+		if strings.HasSuffix(key, ".pack") {
+			data[20] ^= 1
+		}
+	}
+	if found, err := w.Verify(t.Context(), src.Repository, VerifyOptions{ReadData: true}); err != nil || found.OK() {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	w.pass(time.Minute)
+	takeNow(t, w.Vault, src)
+}

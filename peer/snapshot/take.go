@@ -221,6 +221,7 @@ func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bad boo
 	}
 	switch verdict {
 	case checkBad, checkForgotten:
+		known.Unchecked = false // more is known: its data may be damaged in the store
 		return true, nil
 	case checkGood:
 		t.seenGood(known, same)
