@@ -128,3 +128,52 @@ func TestDamageBeforeTheWalk(t *testing.T) {
 	w.pass(time.Minute)
 	takeNow(t, w.Vault, src)
 }
+
+// What is retained is prolonged also when snapshots are named after a clock that was months ahead once.
+func TestLockAfterAClockWasPutBack(t *testing.T) {
+	w := newMonths(t)
+	w.Retain = 240 * time.Hour
+	r := newSource(t)
+	src := sourceOf(t, r)
+	commitTo(t, r, "refs/heads/main", "1 first")
+	w.pass(2000 * time.Hour)
+	take1(t, w.Vault, src)
+	w.pass(-2000 * time.Hour)
+	commitTo(t, r, "refs/heads/main", "2 second")
+	take1(t, w.Vault, src)
+	src.Repository = "group/ip2" // that nobody prunes
+	w.pass(2000 * time.Hour)
+	take1(t, w.Vault, src)
+	w.pass(-2000 * time.Hour)
+	commitTo(t, r, "refs/heads/main", "3 third")
+	take1(t, w.Vault, src)
+	for range 40 {
+		w.pass(24 * time.Hour)
+		if _, err := w.Prune(t.Context(), "group/ip1", Policy{Last: 10}); err != nil {
+			t.Fatal(err)
+		}
+		if got := take1(t, w.Vault, src); !got.Unchanged {
+			t.Fatalf("%+v", got)
+		}
+		latest, err := w.Latest(t.Context(), src.Repository)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := w.Load(t.Context(), latest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		needed := append(w.below(snapshotsOf("group/ip1")), latest.Key())
+		for _, o := range m.Objects() {
+			needed = append(needed, o.Key)
+		}
+		for _, key := range needed {
+			if !w.store.retained[key].After(w.clock) {
+				t.Fatalf("on %s %s is not retained any more", w.clock, key)
+			}
+		}
+	}
+	if n := len(w.below(snapshotsOf("group/ip2"))); n > 12 {
+		t.Errorf("%d snapshots in 40 days", n)
+	}
+}

@@ -311,16 +311,22 @@ func (t *taking) retentionDue(ctx context.Context, known *recalled) (bool, error
 	if retain == 0 {
 		return false, nil
 	}
-	if t.v.now().Sub(t.latest.Time) > retain/4 {
+	now := t.v.now()
+	if now.Sub(t.latest.Time) > retain/4 {
 		return true, nil
 	}
-	if seconds := int64(retain / time.Second); known.Retain < seconds {
+	// One that is named after a clock that was ahead does not say how old it is, but its manifest until when its data is retained.
+	ahead := t.latest.Time.Sub(now) > retain/16
+	if seconds := int64(retain / time.Second); known.Retain < seconds || ahead {
 		m, err := t.load(ctx)
 		if errors.Is(err, ErrKey) || errors.Is(err, ErrDamaged) { // loadBase will say so, when there is something to add
 			return false, nil
 		}
-		if err != nil || m.Retain < seconds {
+		if err != nil || m.Retain < seconds || ahead && m.freeBefore(now.Add(retain/4)) {
 			return err == nil, err
+		}
+		if known.Retain == m.Retain {
+			return false, nil
 		}
 		known.Retain = m.Retain
 		t.memory.remember(*known)
