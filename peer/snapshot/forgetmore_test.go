@@ -1,9 +1,14 @@
 package snapshot
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"mirror-shell/peer/store"
 )
 
 // A server with a longer grace period may be at work although it did not make the latest snapshot; who forgets waits for it,
@@ -175,5 +180,54 @@ func TestLockAfterAClockWasPutBack(t *testing.T) {
 	}
 	if n := len(w.below(snapshotsOf("group/ip2"))); n > 12 {
 		t.Errorf("%d snapshots in 40 days", n)
+	}
+}
+
+// Names that begin like others, in a directory as in a bucket: each is forgotten alone.
+func TestForgetLeavesOthers(t *testing.T) {
+	all := []string{"a", "a/b", "A", "a/b/c", "ab", "a.b", "a+", "a-", "a_/b", "b/a", "lease-00000000000000000000000000000000", "a/lease-00000000000000000000000000000000", "snapshots", "snapshots/a", "data/a", "a/git", "a.gi", "agit"}
+	place, err := store.Open(t.Context(), store.Options{URL: "file://" + t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []store.Store{newMemory(), place} {
+		w := newMonths(t)
+		w.Store, w.Now = s, nil
+		for _, name := range all {
+			m := w.manifest()
+			m.Repository, m.Time = name, time.Now().UTC().Truncate(time.Millisecond)
+			key := dataOf(name) + "file-x"
+			if err := s.Put(t.Context(), key, w.blob([]byte("x"))); err != nil {
+				t.Fatal(name, err)
+			}
+			sum := sha256.Sum256([]byte("x"))
+			w.snapshotOf(m, Object{Key: key, Size: 1, SHA256: hex.EncodeToString(sum[:])})
+		}
+		for i, name := range all {
+			if i%2 == 0 { // the data waits, and another one's end does not touch it
+				if r, err := w.Forget(t.Context(), name, ForgetOptions{}); err != nil || r.Removed != 1 || r.Waiting.Blobs != 1 {
+					t.Fatalf("%s: %+v, %v", name, r, err)
+				}
+			}
+			forgotten, err := w.Forgotten(t.Context())
+			if want := i%2 == 0; err != nil || slices.Contains(forgotten, name) != want || len(forgotten) > 1 {
+				t.Errorf("%s: %v, %v", name, forgotten, err)
+			}
+			if r, err := w.Forget(t.Context(), name, ForgetOptions{AtOnce: true}); err != nil || !r.Gone || r.Deleted.Blobs != 1 {
+				t.Fatalf("%s: %+v, %v", name, r, err)
+			}
+			left, err := w.Repositories(t.Context())
+			if want := slices.Sorted(slices.Values(all[i+1:])); err != nil || !slices.Equal(left, want) {
+				t.Fatalf("after %s: %v, %v", name, left, err)
+			}
+			for _, other := range left {
+				if found, err := w.Verify(t.Context(), other, VerifyOptions{ReadData: true}); err != nil || !found.OK() {
+					t.Fatalf("after %s: %+v, %v", name, found, err)
+				}
+			}
+		}
+		for info, err := range s.List(t.Context(), "", "", 0) {
+			t.Errorf("left: %s (%v)", info.Key, err)
+		}
 	}
 }
