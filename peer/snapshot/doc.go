@@ -182,7 +182,8 @@
 //  1. puts a mark with "forgotten" and all snapshots as removed, which retires every other mark;
 //  2. deletes the manifests. Of one that the store retains a check says "forgotten"; no backup begins from it then, and no restore takes it
 //     unasked. As long as one is there, all data stays: a snapshot is whole or gone;
-//  3. puts a mark with all data as candidates, once no manifest is left;
+//  3. puts a mark with all data as candidates, once no manifest is left; but, when none was there to begin with, not with data that is younger than the
+//     grace period: a backup that begins anew may be putting it;
 //  4. sweeps, as prune does. When told that no backup can be running, it does not wait for marks and blobs to be old;
 //  5. deletes checks and marks when no data is left, the mark with "forgotten" last.
 //

@@ -284,7 +284,8 @@ func (f *forgetting) askRetained(ctx context.Context) error {
 	return f.askAbout(ctx, keys)
 }
 
-// condemn puts marks with all data that is in none yet, now that no snapshot is left.
+// condemn puts marks with all data that is in none yet, now that no snapshot is left. A run that found none already leaves alone what is young: a
+// backup that begins anew puts it there, and were it marked by each run, a long one would have to put everything again, and again.
 func (f *forgetting) condemn(ctx context.Context) error {
 	if !f.free {
 		return nil
@@ -297,7 +298,7 @@ func (f *forgetting) condemn(ctx context.Context) error {
 	}
 	var keys []string
 	for _, key := range f.keys() {
-		if !said[key] && within(key, dataOf(f.repository)) {
+		if !said[key] && within(key, dataOf(f.repository)) && !f.spared(key) {
 			keys = append(keys, key)
 		}
 	}
@@ -309,6 +310,11 @@ func (f *forgetting) condemn(ctx context.Context) error {
 		f.marks = append(f.marks, m)
 	}
 	return nil
+}
+
+// spared reports whether data may be that of a backup which is at work.
+func (f *forgetting) spared(key string) bool {
+	return len(f.names) == 0 && !f.atOnce && f.now.Sub(f.data[key].Time) < f.grace()
 }
 
 // sweepAll deletes what may go by now, and counts the rest.
@@ -331,13 +337,23 @@ func (f *forgetting) sweepAll(ctx context.Context) error {
 			continue
 		}
 		f.found.Waiting.add(info.Size)
-		for _, m := range f.marks {
-			if at := m.stored.Add(f.gracePlus()); len(m.Candidates) > 0 && at.After(f.found.After) {
-				f.found.After = at
-			}
+		if f.spared(key) {
+			f.waitUntil(info.Time.Add(f.grace() + f.gracePlus()))
+		}
+	}
+	for _, m := range f.marks {
+		if f.found.Waiting.Blobs > 0 && len(m.Candidates) > 0 {
+			f.waitUntil(m.stored.Add(f.gracePlus()))
 		}
 	}
 	return nil
+}
+
+// waitUntil says that something has to wait until then.
+func (f *forgetting) waitUntil(at time.Time) {
+	if at.After(f.found.After) {
+		f.found.After = at
+	}
 }
 
 // countLocked takes over what deleting found to be locked.

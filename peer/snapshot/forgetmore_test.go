@@ -3,6 +3,7 @@ package snapshot
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -229,5 +230,47 @@ func TestForgetLeavesOthers(t *testing.T) {
 		for info, err := range s.List(t.Context(), "", "", 0) {
 			t.Errorf("left: %s (%v)", info.Key, err)
 		}
+	}
+}
+
+// A first backup that takes longer than half the grace period, of a repository that was forgotten and is there again, is not told by each
+// run of prune that what it has just put is about to go.
+func TestForgottenBeginsAnewSlowly(t *testing.T) {
+	w := newMonths(t)
+	w.snapshot("old")
+	w.forget(ForgetOptions{})
+	w.pass(10 * time.Hour)
+	began := w.manifest()
+	k := w.object("K")
+	for range 2 {
+		w.pass(time.Hour)
+		if r, err := w.FinishForgetting(t.Context(), "ip1"); err != nil || r.Waiting.Blobs != 2 || r.After.Before(w.clock.Add(20*time.Hour)) {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
+	w.pass(18 * time.Hour)
+	if doomed, err := w.doomed(t.Context(), "ip1"); err != nil || doomed[k.Key] || len(doomed) != 1 {
+		t.Errorf("it has to put everything again: %v, %v", doomed, err)
+	}
+	w.snapshotOf(began, k)
+	for range 3 {
+		w.pass(40 * time.Hour)
+		w.prune(Policy{Last: 1})
+	}
+	if !w.has("K") || w.has("old") {
+		t.Errorf("left: %v", w.area())
+	}
+	// What one that never ended has left goes as well.
+	w.forget(ForgetOptions{})
+	w.pass(10 * time.Hour)
+	w.object("of no snapshot")
+	for range 3 {
+		w.pass(31 * time.Hour)
+		if _, err := w.FinishForgetting(t.Context(), "ip1"); err != nil && !errors.Is(err, ErrNoSnapshot) {
+			t.Fatal(err)
+		}
+	}
+	if len(w.area()) != 0 {
+		t.Errorf("left: %v", w.area())
 	}
 }
