@@ -274,3 +274,26 @@ func TestForgottenBeginsAnewSlowly(t *testing.T) {
 		t.Errorf("left: %v", w.area())
 	}
 }
+
+// A server whose clock begins in 1970 when it starts takes nothing for young that is not.
+func TestOldDataIsNotYoungIn1970(t *testing.T) {
+	w := newMonths(t)
+	w.snapshot("K")
+	w.pass(time.Hour)
+	w.snapshot("b")
+	w.prune(Policy{Last: 1})
+	w.pass(29 * time.Hour)
+	early := *w.Vault
+	early.Now = func() time.Time { return time.Unix(60, 0) }
+	for key, info := range map[string]time.Time{"K": w.clock.Add(-30 * time.Hour), "just now": w.clock} {
+		if (&putter{v: &early}).young(store.Info{Time: info}) {
+			t.Errorf("%s is young", key)
+		}
+	}
+	if doomed, err := early.doomed(t.Context(), "ip1"); err != nil || len(doomed) != 1 {
+		t.Errorf("what is about to be deleted is not: %v, %v", doomed, err)
+	}
+	if !(&putter{v: w.Vault}).young(store.Info{Time: w.clock.Add(5 * time.Hour)}) {
+		t.Error("a clock that is somewhat behind")
+	}
+}
