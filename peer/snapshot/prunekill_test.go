@@ -92,7 +92,7 @@ func underSIGKILL(t *testing.T, long time.Duration, key string) {
 	count := func(what string) int { return strings.Count(string(log), what+"\n") }
 	t.Logf("%d processes killed; %d snapshots, %d of them after a second look; %d prunes that removed, %d that deleted, %d busy; forgotten %d times, %d ends; errors:\n%s",
 		killed, count("taken"), count("again"), count("removed"), count("deleted"), count("busy"), count("forgotten"), count("gone"), errorsIn(string(log)))
-	if count("taken") == 0 || count("removed") == 0 || count("forgotten") == 0 {
+	if count("taken") == 0 || count("removed") == 0 || long > 30*time.Second && count("forgotten") == 0 {
 		t.Errorf("nothing was tried:\n%s", log)
 	}
 	if strings.Contains(string(log), ErrDamaged.Error()) {
@@ -177,7 +177,7 @@ func killablePrune(t *testing.T, v *Vault, log io.Writer) {
 
 // killableForget forgets the repository now and then, and ends what was begun.
 func killableForget(t *testing.T, v *Vault, log io.Writer) {
-	time.Sleep(time.Duration(rand.Int64N(int64(2 * time.Second))))
+	time.Sleep(time.Duration(rand.Int64N(int64(time.Second))))
 	forget := func() (ForgetReport, error) { return v.FinishForgetting(t.Context(), "ip1") }
 	if rand.IntN(2) == 0 {
 		forget = func() (ForgetReport, error) { return v.Forget(t.Context(), "ip1", ForgetOptions{}) }
