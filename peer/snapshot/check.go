@@ -52,6 +52,25 @@ func (v *Vault) recordHint(ctx context.Context, repository string, c Check) erro
 	return v.recordBy(ctx, v.putDeferred(), repository, c)
 }
 
+// recordVerdict is record for what is found out about the snapshot with that name. Of verdicts the newest counts, and who looks for them
+// stops at those that are older than the snapshot: so it is newer than both, also where a clock was put back.
+func (v *Vault) recordVerdict(ctx context.Context, n Name, c Check) error {
+	c.Time = after(v.now(), n.Time)
+	for other, err := range v.checks(ctx, n.Repository) {
+		if err != nil {
+			return err
+		}
+		if other.Time.Before(c.Time) {
+			break
+		}
+		if other.Sum == n.Sum {
+			c.Time = after(c.Time, other.Time)
+			break
+		}
+	}
+	return v.record(ctx, n.Repository, c)
+}
+
 // putting publishes a blob.
 type putting func(ctx context.Context, key string, b store.Blob) error
 

@@ -131,7 +131,7 @@
 //
 // A mark or a blob is old when the store has had it for more than the grace period and a quarter of it; the time is
 // that of the store's clock, against that of the lease. The period is this server's or, when it is longer, that of
-// one that made a snapshot which is there ("grace" in its manifest, in seconds). One run does, in this order:
+// one that made a snapshot which is there ("grace" in its manifest, in seconds) or was forgotten ("grace" in the mark). One run does, in this order:
 //
 //  1. Lease. It puts {"format": 1, "time": TIME, "server": NAME} under a key with 32 random hex digits, and lists those
 //     of others. Finding one that is not over
@@ -184,7 +184,8 @@
 //  1. puts a mark with "forgotten" and all snapshots as removed, which retires every other mark;
 //  2. deletes the manifests. Of one that the store retains a check says "forgotten"; no backup begins from it then, and no restore takes it
 //     unasked. As long as one is there, all data stays: a snapshot is whole or gone;
-//  3. puts a mark with all data as candidates, once no manifest is left;
+//  3. puts a mark with all data as candidates, once no manifest is left; but, when none was there to begin with, not with data that is younger than the
+//     grace period: a backup that begins anew may be putting it;
 //  4. sweeps, as prune does. When told that no backup can be running, it does not wait for marks and blobs to be old;
 //  5. deletes checks and marks when no data is left, the mark with "forgotten" last.
 //

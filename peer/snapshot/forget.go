@@ -135,20 +135,12 @@ func (f *forgetting) list(ctx context.Context) (err error) {
 // tombstone puts the mark that says what is forgotten. All older marks end by it: what they name may be in use by a backup that began from
 // a snapshot which is removed only now.
 func (f *forgetting) tombstone(ctx context.Context) error {
-	for _, m := range f.marks {
-		f.named.grace = max(f.named.grace, time.Duration(m.Grace)*time.Second)
-	}
+	f.named.heed(f.marks)
 	if len(f.names) == 0 && slices.ContainsFunc(f.marks, func(m mark) bool { return m.Forgotten }) {
 		return nil // an earlier run did
 	}
-	if len(f.names) > 0 { // who made it may need longer than we
-		m, err := f.v.Load(ctx, f.names[0])
-		switch {
-		case err == nil:
-			f.named.grace = max(f.named.grace, time.Duration(m.Grace)*time.Second)
-		case !errors.Is(err, ErrKey) && !errors.Is(err, ErrDamaged):
-			return err
-		}
+	if err := f.learnGrace(ctx); err != nil {
+		return err
 	}
 	m := mark{Forgotten: true, Grace: int64(f.grace() / time.Second), Retires: slices.Clone(f.retired)}
 	said := map[string]bool{}
@@ -166,6 +158,24 @@ func (f *forgetting) tombstone(ctx context.Context) error {
 	}
 	f.marks, f.retired = []mark{m}, m.Retires
 	return nil
+}
+
+// learnGrace finds out for how long those who made the snapshots need what is there: each of them may be at work, also one that did not make
+// the latest. What cannot be read, as it is encrypted for others or damaged, is left out.
+func (f *forgetting) learnGrace(ctx context.Context) error {
+	var mu sync.Mutex
+	return each(ctx, loadsAtATime, f.names, func(ctx context.Context, n Name) error {
+		m, err := f.v.Load(ctx, n)
+		if errors.Is(err, ErrKey) || errors.Is(err, ErrDamaged) {
+			return nil
+		}
+		if err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			f.named.grace = max(f.named.grace, time.Duration(m.Grace)*time.Second)
+		}
+		return err
+	})
 }
 
 // put writes a mark under the lease. It counts as put now, which is not too early: the lease was taken before.
@@ -225,7 +235,7 @@ func (f *forgetting) recordForgotten(ctx context.Context, n Name) error {
 	}
 	unlocked := *f.v
 	unlocked.Retain = 0
-	return unlocked.record(ctx, f.repository, Check{Kind: checkForgotten, Snapshot: n.Sum, Time: after(f.v.now(), n.Time), Text: "forgotten; it is there because the store retains it"})
+	return unlocked.recordVerdict(ctx, n, Check{Kind: checkForgotten, Snapshot: n.Sum, Text: "forgotten; it is there because the store retains it"})
 }
 
 // keys are those of the data, sorted.
@@ -274,7 +284,8 @@ func (f *forgetting) askRetained(ctx context.Context) error {
 	return f.askAbout(ctx, keys)
 }
 
-// condemn puts marks with all data that is in none yet, now that no snapshot is left.
+// condemn puts marks with all data that is in none yet, now that no snapshot is left. A run that found none already leaves alone what is young: a
+// backup that begins anew puts it there, and were it marked by each run, a long one would have to put everything again, and again.
 func (f *forgetting) condemn(ctx context.Context) error {
 	if !f.free {
 		return nil
@@ -287,7 +298,7 @@ func (f *forgetting) condemn(ctx context.Context) error {
 	}
 	var keys []string
 	for _, key := range f.keys() {
-		if !said[key] && within(key, dataOf(f.repository)) {
+		if !said[key] && within(key, dataOf(f.repository)) && !f.spared(key) {
 			keys = append(keys, key)
 		}
 	}
@@ -299,6 +310,11 @@ func (f *forgetting) condemn(ctx context.Context) error {
 		f.marks = append(f.marks, m)
 	}
 	return nil
+}
+
+// spared reports whether data may be that of a backup which is at work.
+func (f *forgetting) spared(key string) bool {
+	return len(f.names) == 0 && !f.atOnce && f.now.Sub(f.data[key].Time) < f.grace()
 }
 
 // sweepAll deletes what may go by now, and counts the rest.
@@ -321,13 +337,23 @@ func (f *forgetting) sweepAll(ctx context.Context) error {
 			continue
 		}
 		f.found.Waiting.add(info.Size)
-		for _, m := range f.marks {
-			if at := m.stored.Add(f.gracePlus()); len(m.Candidates) > 0 && at.After(f.found.After) {
-				f.found.After = at
-			}
+		if f.spared(key) {
+			f.waitUntil(info.Time.Add(f.grace() + f.gracePlus()))
+		}
+	}
+	for _, m := range f.marks {
+		if f.found.Waiting.Blobs > 0 && len(m.Candidates) > 0 {
+			f.waitUntil(m.stored.Add(f.gracePlus()))
 		}
 	}
 	return nil
+}
+
+// waitUntil says that something has to wait until then.
+func (f *forgetting) waitUntil(at time.Time) {
+	if at.After(f.found.After) {
+		f.found.After = at
+	}
 }
 
 // countLocked takes over what deleting found to be locked.

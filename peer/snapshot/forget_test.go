@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -152,9 +153,11 @@ func TestForgetCutAnywhere(t *testing.T) {
 		w.pass(time.Hour)
 		w.snapshot("a", "b")
 		w.record1(checkGood, w.snapshot("a", "b", "c"))
-		left, broken := fail, errors.New("cut")
+		broken := errors.New("cut")
+		var left atomic.Int64 // manifests are read side by side
+		left.Store(int64(fail))
 		w.store.before = func(string, string) error {
-			if left--; left < 0 {
+			if left.Add(-1) < 0 {
 				return broken
 			}
 			return nil

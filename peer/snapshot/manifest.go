@@ -168,6 +168,11 @@ func (m *Manifest) Objects() []Object {
 	})
 }
 
+// freeBefore reports whether the store was not told to keep all of the data until then.
+func (m *Manifest) freeBefore(t time.Time) bool {
+	return slices.ContainsFunc(m.Objects(), func(o Object) bool { return o.Retained.Before(t) })
+}
+
 var (
 	packName  = lazyregexp.New(`^pack-([0-9a-f]{40}|[0-9a-f]{64})$`)
 	sha256Hex = lazyregexp.New(`^[0-9a-f]{64}$`)

@@ -133,6 +133,7 @@ func (p *pruning) look(ctx context.Context) error {
 	p.gone = slices.SortedFunc(slices.Values(append(p.gone, forgotten...)), newestFirst)
 	p.report.Kept = len(p.stay)
 	p.named = p.v.newInventory()
+	p.named.heed(p.marks)
 	if err := p.named.add(ctx, p.stay, true); err != nil {
 		return err
 	}
@@ -296,10 +297,12 @@ func (v *Vault) extend(ctx context.Context, names []Name, named *inventory) (int
 	if !ok || v.Retain == 0 {
 		return 0, nil
 	}
-	enough := v.now().Add(v.Retain / 2)
+	now := v.now()
+	enough := now.Add(v.Retain / 2)
 	var keys []string
 	for _, n := range names {
-		if n.Time.Add(named.retain[n.Key()]).Before(enough) {
+		// A time that is still to come is not when it was made, and says nothing.
+		if n.Time.After(now) || n.Time.Add(named.retain[n.Key()]).Before(enough) {
 			keys = append(keys, n.Key())
 		}
 	}

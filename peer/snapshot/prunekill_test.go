@@ -15,12 +15,15 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
+
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
 	"mirror-shell/peer/store"
 )
 
-// Backups and prunes of one repository by several processes on a directory, each killed by SIGKILL again and again.
+// Backups and prunes of one repository by several processes on a directory, each killed by SIGKILL again and again, while others
+// forget the repository, which goes on being backed up. Every other vault is encrypted.
 // Whenever a manifest is there everything that it names is, byte for byte.
 // PRUNE_SECONDS is how long it lasts.
 func TestPruneUnderSIGKILL(t *testing.T) {
@@ -32,21 +35,39 @@ func TestPruneUnderSIGKILL(t *testing.T) {
 	if n, err := strconv.Atoi(os.Getenv("PRUNE_SECONDS")); err == nil {
 		long = time.Duration(n) * time.Second
 	}
+	for _, key := range []string{"", newKey(t)} {
+		t.Run(fmt.Sprintf("sealed %v", key != ""), func(t *testing.T) {
+			t.Parallel()
+			underSIGKILL(t, long, key)
+		})
+	}
+}
+
+func newKey(t *testing.T) string {
+	t.Helper()
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id.String()
+}
+
+func underSIGKILL(t *testing.T, long time.Duration, key string) {
 	dir := t.TempDir()
-	roles := []string{"take-0", "take-1", "prune-0", "prune-1"}
+	roles := []string{"take-0", "take-1", "prune-0", "prune-1", "forget-0"}
 	for _, role := range roles[:2] {
 		repo := git.Repo{Dir: filepath.Join(dir, role+".git")}
 		killGit("", ".", "init", "-q", "--bare", "-b", "main", repo.Dir)
 		killCommit(repo.Dir, "refs/heads/main", "first of "+role)
 	}
-	v := killVault(t, dir, "judge")
+	v := killVault(t, dir, "judge", key)
 	end := time.Now().Add(long)
 	killed := 0
 	running := map[string]*exec.Cmd{}
 	for time.Now().Before(end) {
 		for _, role := range roles {
 			if running[role] == nil {
-				running[role] = startRole(t, dir, role)
+				running[role] = startRole(t, dir, role, key)
 			}
 		}
 		time.Sleep(time.Duration(rand.Int64N(int64(time.Second))))
@@ -69,9 +90,9 @@ func TestPruneUnderSIGKILL(t *testing.T) {
 		t.Fatal(err)
 	}
 	count := func(what string) int { return strings.Count(string(log), what+"\n") }
-	t.Logf("%d processes killed; %d snapshots, %d of them after a second look; %d prunes that removed, %d that deleted, %d busy; errors:\n%s",
-		killed, count("taken"), count("again"), count("removed"), count("deleted"), count("busy"), errorsIn(string(log)))
-	if count("taken") == 0 || count("removed") == 0 {
+	t.Logf("%d processes killed; %d snapshots, %d of them after a second look; %d prunes that removed, %d that deleted, %d busy; forgotten %d times, %d ends; errors:\n%s",
+		killed, count("taken"), count("again"), count("removed"), count("deleted"), count("busy"), count("forgotten"), count("gone"), errorsIn(string(log)))
+	if count("taken") == 0 || count("removed") == 0 || long > 30*time.Second && count("forgotten") == 0 {
 		t.Errorf("nothing was tried:\n%s", log)
 	}
 	if strings.Contains(string(log), ErrDamaged.Error()) {
@@ -89,19 +110,27 @@ func errorsIn(log string) string {
 	return strings.Join(lines[:min(len(lines), 10)], "")
 }
 
-func killVault(t testing.TB, dir, name string) *Vault {
+func killVault(t testing.TB, dir, name, key string) *Vault {
 	t.Helper()
 	place, err := store.Open(t.Context(), store.Options{URL: "file://" + filepath.Join(dir, "vault")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Vault{Store: place, Scratch: filepath.Join(dir, "scratch-"+name), Server: name, Program: "test", Grace: 2 * time.Second}
+	v := &Vault{Store: place, Scratch: filepath.Join(dir, "scratch-"+name), Server: name, Program: "test", Grace: 2 * time.Second}
+	if key != "" {
+		id, err := age.ParseX25519Identity(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.Recipients, v.Identities = []age.Recipient{id.Recipient()}, []age.Identity{id}
+	}
+	return v
 }
 
-func startRole(t testing.TB, dir, role string) *exec.Cmd {
+func startRole(t testing.TB, dir, role, key string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestPruneUnderSIGKILL$", "-test.timeout=10m")
-	cmd.Env = proc.Env("PRUNE_ROLE="+role, "PRUNE_DIR="+dir)
+	cmd.Env = proc.Env("PRUNE_ROLE="+role, "PRUNE_DIR="+dir, "PRUNE_KEY="+key)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -115,12 +144,15 @@ func killable(t *testing.T, role string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := killVault(t, dir, role)
+	v := killVault(t, dir, role, os.Getenv("PRUNE_KEY"))
 	parent := os.Getppid()
 	for os.Getppid() == parent {
-		if strings.HasPrefix(role, "prune") {
+		switch kind, _, _ := strings.Cut(role, "-"); kind {
+		case "prune":
 			killablePrune(t, v, log)
-		} else {
+		case "forget":
+			killableForget(t, v, log)
+		default:
 			killableTake(t, v, log, git.Repo{Dir: filepath.Join(dir, role+".git")}, filepath.Join(dir, "memory-"+role))
 		}
 	}
@@ -140,6 +172,25 @@ func killablePrune(t *testing.T, v *Vault, log io.Writer) {
 		fmt.Fprintln(log, "busy")
 	case err != nil && !errors.Is(err, ErrNoSnapshot):
 		fmt.Fprintln(log, "prune:", err)
+	}
+}
+
+// killableForget forgets the repository now and then, and ends what was begun.
+func killableForget(t *testing.T, v *Vault, log io.Writer) {
+	time.Sleep(time.Duration(rand.Int64N(int64(time.Second))))
+	forget := func() (ForgetReport, error) { return v.FinishForgetting(t.Context(), "ip1") }
+	if rand.IntN(2) == 0 {
+		forget = func() (ForgetReport, error) { return v.Forget(t.Context(), "ip1", ForgetOptions{}) }
+	}
+	r, err := forget()
+	if r.Removed > 0 {
+		fmt.Fprintln(log, "forgotten")
+	}
+	if r.Gone {
+		fmt.Fprintln(log, "gone")
+	}
+	if err != nil && !errors.Is(err, ErrNoSnapshot) && !errors.Is(err, ErrBusy) && !strings.Contains(err.Error(), "meanwhile") {
+		fmt.Fprintln(log, "forget:", err)
 	}
 }
 

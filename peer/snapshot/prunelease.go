@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -91,7 +92,8 @@ func (l *lease) write(ctx context.Context) error {
 	blob := l.v.blob(data)
 	blob.Retain = time.Time{}
 	l.keys = append(l.keys, key) // also when the answer is lost
-	if err := l.v.Store.Put(ctx, key, blob); err != nil {
+	// Nobody else has such a key: one that exists is ours, the first answer was lost.
+	if err := l.v.Store.Put(ctx, key, blob); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("lease of %s: %w", l.repository, err)
 	}
 	l.taken = taken

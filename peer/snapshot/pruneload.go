@@ -23,6 +23,14 @@ func (v *Vault) newInventory() *inventory {
 	return &inventory{v: v, loaded: map[string]bool{}, retain: map[string]time.Duration{}, all: map[string]bool{}, stays: map[string]time.Time{}, follows: map[string]bool{}}
 }
 
+// heed notes the grace periods that marks tell of: who made what was forgotten may be at work still, and no manifest says
+// for how long.
+func (i *inventory) heed(marks []mark) {
+	for _, m := range marks {
+		i.grace = max(i.grace, time.Duration(m.Grace)*time.Second)
+	}
+}
+
 // loadsAtATime bounds the manifests in memory.
 const loadsAtATime = 4
 

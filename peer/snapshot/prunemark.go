@@ -206,7 +206,7 @@ func (v *Vault) doomed(ctx context.Context, repository string) (map[string]bool,
 	}
 	keys := map[string]bool{}
 	for _, m := range marks {
-		if v.now().Sub(m.stored) < v.grace()/2 {
+		if v.isYoung(m.stored) {
 			continue
 		}
 		for _, key := range m.Candidates {

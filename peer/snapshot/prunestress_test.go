@@ -37,6 +37,7 @@ type simulation struct {
 	killed, busy, stoodStill, pruneRuns  int
 	prunedSnapshots, sweptData, revivals int
 	forgotten, forgotData, gone          int
+	askedAgain                           int
 }
 
 const simGrace = 24 * time.Hour
@@ -101,6 +102,13 @@ func (g gated) Put(ctx context.Context, key string, b store.Blob) error {
 		b.Retain = g.a.sim.now.Add(g.a.vault.Retain)
 	}
 	err := g.memory.Put(ctx, key, b)
+	if err == nil && g.a.sim.rng.IntN(40) == 0 { // the answer was lost, and the client asks again, minutes later
+		g.a.sleep(5 * time.Minute)
+		if ctx.Err() == nil {
+			g.a.sim.askedAgain++
+			err = g.memory.Put(ctx, key, b)
+		}
+	}
 	if err == nil && g.a.sim.rng.IntN(50) == 0 {
 		return errors.New("the answer was lost")
 	}
@@ -416,10 +424,11 @@ func TestPruneSimulation(t *testing.T) {
 		sum.forgotten += s.forgotten
 		sum.forgotData += s.forgotData
 		sum.gone += s.gone
+		sum.askedAgain += s.askedAgain
 	}
 	t.Logf("%d snapshots (%d looked again, %d gave up, %d blobs used again); %d runs of prune (%d busy, %d stood still), %d snapshots and %d blobs deleted; %d snapshots and %d blobs forgotten, %d times all of it; %d killed",
 		sum.takes, sum.rechecks, sum.retries, sum.revivals, sum.pruneRuns, sum.busy, sum.stoodStill, sum.prunedSnapshots, sum.sweptData, sum.forgotten, sum.forgotData, sum.gone, sum.killed)
-	for what, n := range map[string]int{"snapshots": sum.takes, "second looks": sum.rechecks, "retries": sum.retries, "busy runs": sum.busy, "runs that stood still": sum.stoodStill, "removed snapshots": sum.prunedSnapshots, "deleted blobs": sum.sweptData, "used again": sum.revivals, "forgotten snapshots": sum.forgotten, "forgotten data": sum.forgotData, "ends of forgetting": sum.gone} {
+	for what, n := range map[string]int{"snapshots": sum.takes, "second looks": sum.rechecks, "retries": sum.retries, "busy runs": sum.busy, "runs that stood still": sum.stoodStill, "removed snapshots": sum.prunedSnapshots, "deleted blobs": sum.sweptData, "used again": sum.revivals, "forgotten snapshots": sum.forgotten, "forgotten data": sum.forgotData, "ends of forgetting": sum.gone, "requests that were repeated": sum.askedAgain} {
 		if n == 0 {
 			t.Errorf("no %s: the simulation does not try what it is for", what)
 		}

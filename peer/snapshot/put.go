@@ -14,6 +14,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"mirror-shell/peer/store"
 )
@@ -140,8 +141,8 @@ func (p *putter) putEncoded(ctx context.Context, c content, o *Object) error {
 	}
 	o.SHA256, o.StoredSize, o.StoredSHA256 = pass.sum(), stored.n, hex.EncodeToString(stored.hash.Sum(nil))
 	_, err := p.put(ctx, o, o.StoredSize, open)
-	if err == nil && len(p.v.Recipients) > 0 {
-		p.attempt.note(attempted{c.key, p.v.sealedFor(), *o})
+	if err == nil && p.attempt != nil && len(p.v.Recipients) > 0 {
+		p.attempt.noteBlob(attempted{As: c.key, SealedFor: p.v.sealedFor(), Object: *o}, open)
 	}
 	return err
 }
@@ -197,7 +198,14 @@ func (p *putter) usable(o *Object, info store.Info, size int64) bool {
 }
 
 // young reports whether a blob may be used again: prune lets it alone for long enough.
-func (p *putter) young(info store.Info) bool { return p.v.now().Sub(info.Time) < p.v.grace()/2 }
+func (p *putter) young(info store.Info) bool { return p.v.isYoung(info.Time) }
+
+// isYoung reports whether what is in the store since then is younger than half the grace period. Of what seems to be
+// from the future, by more than clocks may differ, that is not known: a machine may have started in 1970.
+func (v *Vault) isYoung(stored time.Time) bool {
+	age := v.now().Sub(stored)
+	return age < v.grace()/2 && age > -v.grace()/4
+}
 
 // retain extends the retention of a blob that somebody else wrote to what ours would have had.
 func (p *putter) retain(ctx context.Context, key string) error {

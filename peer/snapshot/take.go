@@ -93,6 +93,7 @@ type taking struct {
 	made   []*localPack
 	walked bool // git has walked through what is new
 	aside  bool // or through all of a first snapshot, before that is published
+	anew   bool // no pack of base is used
 }
 
 // Take makes the latest snapshot of the repository equal to it. When it is that already nothing is written, except a
@@ -214,23 +215,17 @@ func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bad boo
 	if t.latest.Sum == "" || same && t.v.now().Sub(known.Looked).Abs() < lookAgain && !known.Unchecked {
 		return false, nil
 	}
-	for check, err := range t.v.checks(ctx, t.src.Repository) {
-		if err != nil {
-			return false, err
-		}
-		if check.Time.Before(t.latest.Time) {
-			break
-		}
-		if check.Sum != t.latest.Sum {
-			continue
-		}
-		if check.Kind == checkBad || check.Kind == checkForgotten {
-			return true, nil
-		}
-		if check.Kind == checkGood { // the last word on it; a drill gives its own
-			t.seenGood(known, same)
-			return false, nil
-		}
+	verdict, err := t.verdict(ctx)
+	if err != nil {
+		return false, err
+	}
+	switch verdict {
+	case checkBad, checkForgotten:
+		known.Unchecked = false // more is known: its data may be damaged in the store
+		return true, nil
+	case checkGood:
+		t.seenGood(known, same)
+		return false, nil
 	}
 	if !known.Unchecked {
 		if known.Unchecked, err = t.unwalked(ctx); err != nil {
@@ -242,6 +237,25 @@ func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bad boo
 	}
 	t.seenGood(known, same)
 	return false, nil
+}
+
+// verdict is the last word on the latest snapshot, "" when there is none. A drill gives its own, and nothing ends that one is forgotten.
+func (t *taking) verdict(ctx context.Context) (verdict string, err error) {
+	for check, err := range t.v.checks(ctx, t.src.Repository) {
+		if err != nil {
+			return "", err
+		}
+		if check.Time.Before(t.latest.Time) {
+			break
+		}
+		if check.Sum == t.latest.Sum && check.Kind == checkForgotten {
+			return checkForgotten, nil
+		}
+		if check.Sum == t.latest.Sum && verdict == "" && (check.Kind == checkBad || check.Kind == checkGood) {
+			verdict = check.Kind
+		}
+	}
+	return verdict, nil
 }
 
 // seenGood remembers that the latest snapshot was not bad just now.
@@ -297,16 +311,22 @@ func (t *taking) retentionDue(ctx context.Context, known *recalled) (bool, error
 	if retain == 0 {
 		return false, nil
 	}
-	if t.v.now().Sub(t.latest.Time) > retain/4 {
+	now := t.v.now()
+	if now.Sub(t.latest.Time) > retain/4 {
 		return true, nil
 	}
-	if seconds := int64(retain / time.Second); known.Retain < seconds {
+	// One that is named after a clock that was ahead does not say how old it is, but its manifest until when its data is retained.
+	ahead := t.latest.Time.Sub(now) > retain/16
+	if seconds := int64(retain / time.Second); known.Retain < seconds || ahead {
 		m, err := t.load(ctx)
 		if errors.Is(err, ErrKey) || errors.Is(err, ErrDamaged) { // loadBase will say so, when there is something to add
 			return false, nil
 		}
-		if err != nil || m.Retain < seconds {
+		if err != nil || m.Retain < seconds || ahead && m.freeBefore(now.Add(retain/4)) {
 			return err == nil, err
+		}
+		if known.Retain == m.Retain {
+			return false, nil
 		}
 		known.Retain = m.Retain
 		t.memory.remember(*known)
@@ -358,7 +378,7 @@ func (t *taking) loadBase(ctx context.Context) error {
 	// Who can read the new snapshot has to be able to read all of it, and nobody else.
 	if base.SealedFor != t.now.SealedFor {
 		t.note("the latest snapshot is not encrypted for the recipients that are configured now: everything is taken anew")
-		t.put.fresh = true
+		t.put.fresh = len(t.v.Recipients) == 0 // else nothing is used again but what an attempt put that was encrypted for them
 		return nil
 	}
 	if base.Server != t.v.Server {

@@ -42,6 +42,7 @@ func (t *taking) compact(ctx context.Context, kept []Pack, fresh []*localPack) (
 	}
 	if errors.Is(err, ErrKey) && len(kept) > maxPacksRetained {
 		t.note("the indexes in the store are encrypted and no identity is configured here: everything is taken anew")
+		t.walked, t.anew = false, true // what is new stands on what the base has, and now on what is here
 		fresh, err = t.everything(ctx)
 		return nil, fresh, err
 	}

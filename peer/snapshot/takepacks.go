@@ -59,7 +59,7 @@ func (t *taking) everything(ctx context.Context) ([]*localPack, error) {
 	if len(t.raw.loose) == 0 && len(folded) == 0 {
 		return packs, nil
 	}
-	ids := []iter.Seq2[string, error]{withoutError(maps.Keys(t.raw.loose))}
+	ids := []iter.Seq2[string, error]{t.raw.looseIDs()}
 	for _, p := range folded {
 		ids = append(ids, p.index.ids())
 	}
@@ -80,7 +80,7 @@ func (t *taking) looseOnly(ctx context.Context) ([]*localPack, error) {
 	if len(t.raw.packs) > 0 || len(t.raw.loose) == 0 || len(t.raw.loose) > maxWalkLoose || t.now.grafts {
 		return nil, nil
 	}
-	made, err := t.pack(ctx, newIDReader([]iter.Seq2[string, error]{withoutError(maps.Keys(t.raw.loose))}), true)
+	made, err := t.pack(ctx, newIDReader([]iter.Seq2[string, error]{t.raw.looseIDs()}), true)
 	if proc.ExitCode(err) > 0 {
 		return nil, ctx.Err()
 	}
@@ -104,6 +104,11 @@ func (t *taking) looseFailed(ctx context.Context, cause error) ([]*localPack, er
 	}
 	t.note("an object that nothing reaches cannot be read and was left out: " + proc.OneLine(cause.Error(), 300))
 	return packs, nil
+}
+
+// looseIDs are the loose objects, sorted: the same objects make the same pack each time, which need not be put again.
+func (s *objectStore) looseIDs() iter.Seq2[string, error] {
+	return withoutError(slices.Values(slices.Sorted(maps.Keys(s.loose))))
 }
 
 // fold divides the packs into those that are taken as they are and, where they are many, small ones that are put

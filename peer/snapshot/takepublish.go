@@ -356,13 +356,13 @@ func (t *taking) check(ctx context.Context, fresh []*localPack) error {
 		return err
 	}
 	err = t.nameTips(err)
-	mark := t.v.record(ctx, t.src.Repository, Check{Kind: checkBad, Snapshot: t.result.Name.Sum, Error: err.Error()})
+	mark := t.v.recordVerdict(ctx, t.result.Name, Check{Kind: checkBad, Snapshot: t.result.Name.Sum, Error: err.Error()})
 	return errors.Join(&sourceError{fmt.Errorf("the snapshot that was taken is marked as bad: %w", err)}, mark)
 }
 
 // recordGood has record write down that the snapshot is whole.
 func (t *taking) recordGood(ctx context.Context, record func(context.Context, string, Check) error) {
-	good := Check{Kind: checkGood, Snapshot: t.result.Name.Sum, Text: "git has walked through all of its history"}
+	good := Check{Kind: checkGood, Snapshot: t.result.Name.Sum, Time: after(t.v.now(), t.result.Name.Time), Text: "git has walked through all of its history"}
 	if err := record(ctx, t.src.Repository, good); err != nil { // this server knows it all the same
 		t.note("that the snapshot is whole could not be written down for others: " + err.Error())
 	}
@@ -378,7 +378,7 @@ func (t *taking) walk(ctx context.Context, fresh []*localPack) error {
 	}
 	// With grafts some of what was taken is what the base had; the repository has it too.
 	place := &t.tmp
-	if t.base != nil {
+	if t.base != nil && !t.anew {
 		place = nil
 	}
 	return t.src.Repo.Complete(ctx, place, t.tips)

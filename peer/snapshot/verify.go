@@ -159,7 +159,7 @@ func (ver *verification) judge(ctx context.Context, name Name) error {
 	if good {
 		c = Check{Kind: checkGood, Snapshot: name.Sum, Text: ver.found.Drill.Text}
 	}
-	return ver.v.record(ctx, name.Repository, c)
+	return ver.v.recordVerdict(ctx, name, c)
 }
 
 // damage notes what is wrong with a snapshot, if it is the newest.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -44,12 +45,10 @@ const (
 )
 
 func openDirectory(dir string, o Options) (*directory, error) {
-	if err := os.Mkdir(dir, 0o700); err == nil {
-		if err := durable.SyncDir(filepath.Dir(dir)); err != nil {
-			return nil, fmt.Errorf("open store %s: %w", dir, err)
-		}
-	} else if !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("open store %s: the directory cannot be made: is its disk mounted, and writable? %w", dir, denied(err))
+	} else if err := settleNew(dir, err == nil); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -60,6 +59,22 @@ func openDirectory(dir string, o Options) (*directory, error) {
 		o.Log.Warn("what killed writers left cannot be removed", "store", dir, "error", err)
 	}
 	return d, nil
+}
+
+// settleNew brings the name of the store's own directory to the disk unless that was done before the first blob came into it. An
+// empty one that is found may have been made a moment ago, by another process that did not come that far.
+func settleNew(dir string, made bool) error {
+	if !made {
+		entries, err := os.ReadDir(dir)
+		if err != nil || slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() != tempDir }) {
+			return nil // what is wrong with it is found where it is used
+		}
+	}
+	err := durable.SyncDir(filepath.Dir(dir))
+	if !made && errors.Is(err, fs.ErrPermission) {
+		return nil // somebody else made it, where we may not look
+	}
+	return err
 }
 
 // clean removes what killed writers left long ago.

@@ -44,6 +44,15 @@ func TestPowerCutChild(t *testing.T) {
 	}
 	do("deleted", nil)
 	do("e", s.Put(ctx, "data/ip1/e", storetest.Bytes([]byte("e"))))
+	// A directory that somebody made, perhaps just now.
+	if err := os.Mkdir(dir+"2", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"f", "g"} {
+		s = open(t, store.Options{URL: "file://" + dir + "2"})
+		do("open again", nil)
+		do(key, s.Put(ctx, key, storetest.Bytes([]byte(key))))
+	}
 }
 
 // What a power cut leaves can be told from the order of system calls: the content is on the disk before the name, and
@@ -82,6 +91,9 @@ func TestPowerCut(t *testing.T) {
 		[]string{"said: deleted"},
 		content("vault/data/ip1/e", "mkdir vault/data", "mkdir vault/data/ip1"),
 		[]string{"fsync vault/data/ip1", "fsync vault/data", "fsync vault", "said: e"},
+		[]string{"mkdir vault2", "fsync .", "said: open again", "mkdir vault2/.tmp"},
+		content("vault2/f"), []string{"fsync vault2", "said: f", "said: open again"},
+		content("vault2/g"), []string{"fsync vault2", "said: g"},
 	)
 	if calls := powerCutCalls(string(data), parent); !slices.Equal(calls, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(calls, "\n"), strings.Join(want, "\n"))
@@ -112,7 +124,7 @@ func powerCutCalls(trace, parent string) (calls []string) {
 				if err != nil || strings.HasPrefix(rel, "..") {
 					continue
 				}
-				if strings.HasPrefix(rel, "vault/.tmp/") {
+				if strings.Contains(rel, "/.tmp/") {
 					rel = "TEMP"
 				}
 				names = append(names, rel)
