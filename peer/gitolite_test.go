@@ -188,7 +188,7 @@ func TestGitoliteParts(t *testing.T) {
 		f.Set(fmt.Sprintf("refs/heads/n%02d-2", i), oid)
 	}
 	f.Set("refs/heads/n00/x", two)
-	f.SyncFails("sam refused 1 of 10 refs: refs/heads/n01-2 (hook declined)")
+	f.SyncFails("sam refused 1 of 35 refs: refs/heads/n01-2 (hook declined)")
 	text, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)
@@ -240,4 +240,65 @@ func TestGitolitePartFails(t *testing.T) {
 	if sessions != 4 {
 		t.Errorf("%d sessions", sessions)
 	}
+}
+
+// Refs that cannot be read here keep back nobody else's, in whatever parts they are.
+func TestGitolitePartsUnreadable(t *testing.T) {
+	t.Parallel()
+	f, transport := newFixture(t, time.Minute)
+	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
+	peer.SetPart(f.Copy.Peer, 5)
+	oid := f.Commit("refs/heads/main")
+	want := map[string]string{"refs/heads/main": oid}
+	for i := range 24 {
+		want[fmt.Sprintf("refs/heads/n%02d", i)] = oid
+	}
+	f.SetAll(want)
+	for _, name := range []string{"refs/heads/n03-bad", "refs/heads/n11-bad", "refs/heads/n22-bad"} {
+		f.Write(name, strings.Repeat("1", 39)+fmt.Sprint(len(name)%10)+"\n")
+	}
+	f.SyncFails("cannot be read here, and was not sent: refs/heads/n03-bad, refs/heads/n11-bad, refs/heads/n22-bad")
+	f.CheckRefs(want)
+}
+
+// What is refused is counted over all parts.
+func TestGitolitePartsRefused(t *testing.T) {
+	t.Parallel()
+	f, transport := newFixture(t, time.Minute)
+	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
+	peer.SetPart(f.Copy.Peer, 5)
+	oid := f.Commit("refs/heads/main")
+	want := map[string]string{"refs/heads/main": oid}
+	for i := range 19 {
+		want[fmt.Sprintf("refs/heads/n%02d", i)] = oid
+	}
+	f.SetAll(want)
+	f.Copy.Repo.Hook("update", "case $1 in */n01|*/n09|*/n17) exit 1;; esac")
+	f.SyncFails("sam refused 3 of 20 refs: refs/heads/n01 (hook declined), refs/heads/n09 (hook declined), refs/heads/n17 (hook declined): look at its hooks")
+	for _, name := range []string{"n01", "n09", "n17"} {
+		delete(want, "refs/heads/"+name)
+	}
+	f.CheckRefs(want)
+}
+
+// A copy that was made anew is told creator and permissions again, in however many parts its
+// refs travel.
+func TestGitolitePartsAnew(t *testing.T) {
+	t.Parallel()
+	f, transport := newGitolite(t)
+	peer.SetPart(f.Copy.Peer, 5)
+	for i := range 14 {
+		f.Set(fmt.Sprintf("refs/heads/n%02d", i), f.Refs()["refs/heads/main"])
+	}
+	f.MustSync()
+	for ref := range f.Copy.Refs() {
+		f.Copy.Repo.Git("update-ref", "-d", ref)
+	}
+	transport.wild.got = nil
+	f.Commit("refs/heads/main")
+	f.MustSync()
+	if got := strings.Join(transport.wild.got, "|"); got != sets {
+		t.Errorf("sent %q, want %q", got, sets)
+	}
+	f.CheckRefs(f.Refs())
 }

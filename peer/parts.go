@@ -2,7 +2,6 @@ package peer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -85,9 +84,39 @@ func parents(ref string) func(yield func(string) bool) {
 }
 
 // refusedRefs is a push that the peer took, but for some refs.
-type refusedRefs struct{ text string }
+type refusedRefs struct {
+	peer string
+	refs []string // each with what the peer says of it
+	of   int      // so many were sent
+	why  string   // what is to be done, or what the peer has said
+}
 
-func (e *refusedRefs) Error() string { return e.text }
+func (e *refusedRefs) Error() string {
+	return fmt.Sprintf("%s refused %d of %d refs: %s: %s", e.peer, len(e.refs), e.of, list(e.refs), e.why)
+}
+
+// with adds what was refused of a further part, after which so many refs were sent. Of
+// no refusal both are nil.
+func (e *refusedRefs) with(part *refusedRefs, sent int) *refusedRefs {
+	switch {
+	case e == nil && part == nil:
+		return nil
+	case e == nil:
+		e = part
+	case part != nil:
+		e.refs = append(e.refs, part.refs...)
+	}
+	e.of = sent
+	return e
+}
+
+// and is the error for the refusals, if there are any, and another one, if there is one.
+func (e *refusedRefs) and(err error) error {
+	if e == nil {
+		return err
+	}
+	return also(e, err)
+}
 
 // groups divides the commands of a push for this peer.
 func (r *syncRun) groups(ctx context.Context, commands []sendpack.Command) [][]sendpack.Command {
@@ -102,7 +131,7 @@ func (r *syncRun) groups(ctx context.Context, commands []sendpack.Command) [][]s
 // the others over one of its own. Refused refs do not keep back what comes later; anything else
 // that goes wrong does.
 func (r *syncRun) sendGroups(ctx context.Context, conn *conn, todo plan, groups [][]sendpack.Command, have []string, careful bool) error {
-	var refused error
+	var refused *refusedRefs
 	sent, all := 0, len(todo.commands)
 	for i, group := range groups {
 		todo.commands = group
@@ -112,18 +141,17 @@ func (r *syncRun) sendGroups(ctx context.Context, conn *conn, todo plan, groups 
 		} else {
 			err = r.sendNext(ctx, todo, careful)
 		}
-		var refs *refusedRefs
-		switch {
-		case err != nil && !errors.As(err, &refs):
-			return also(refused, err)
-		case refused == nil:
-			refused = err
+		part, only := err.(*refusedRefs)
+		if err != nil && !only {
+			return refused.and(err)
 		}
-		if sent += len(group); len(groups) > 1 {
+		sent += len(group)
+		refused = refused.with(part, sent)
+		if len(groups) > 1 {
 			fmt.Fprintf(r.say, "   %d of %d refs\n", sent, all)
 		}
 	}
-	return refused
+	return refused.and(nil)
 }
 
 // sendNext sends a further part of a plan that the guard has let through. What the peer has
