@@ -12,6 +12,7 @@ import (
 	"mirror-shell/hooks"
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/gitolite"
+	"mirror-shell/internal/proc"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/shell"
 )
@@ -29,8 +30,12 @@ type WhereCmd struct {
 // is: a repository that is not mirrored is left alone, however broken our configuration is.
 func (p *Program) gitoliteWhere(ctx context.Context) error {
 	cmd := p.Where
+	server, unknown := p.Server()
 	refuse := func(err error) error {
-		fmt.Fprintf(p.Stderr, "fatal: %v\n", err)
+		if server != nil {
+			p.session(server).AuditPush(cmd.User, cmd.Repo, err)
+		}
+		fmt.Fprintf(p.Stderr, "fatal: %s\n", proc.OneLine(err.Error(), 400))
 		return Exit(1)
 	}
 	user, err := shell.NewUser(cmd.User)
@@ -38,23 +43,24 @@ func (p *Program) gitoliteWhere(ctx context.Context) error {
 		return refuse(err)
 	}
 	cfg, err := mirrorcfg.LoadRepo(ctx, cmd.Repo, git.Repo{Dir: cmd.Dir})
-	if err != nil {
+	switch {
+	case err != nil:
 		return refuse(fmt.Errorf("push refused: %w", err))
-	}
-	server, err := p.Server()
-	if err != nil && cfg.Master == "" {
+	case unknown != nil && cfg.Master == "":
 		fmt.Fprintln(p.Stdout, "here")
 		return nil
-	}
-	if err != nil {
-		return refuse(fmt.Errorf("push refused: %s has a master, but whether this server is it cannot be told: %w", cmd.Repo, err))
+	case unknown != nil:
+		return refuse(fmt.Errorf("push refused: %s has a master, but whether this server is it cannot be told: %w", cmd.Repo, unknown))
 	}
 	d := shell.DecideUser(shell.Facts{Hostname: server.Hostname, Repo: cfg}, user, shell.Request{Verb: shell.ReceivePack, Repo: cmd.Repo})
-	p.session(server).AuditPush(user, cmd.Repo, d)
 	switch d.Action {
 	case shell.RunGit:
+		p.session(server).AuditPush(cmd.User, cmd.Repo, nil)
 		fmt.Fprintln(p.Stdout, "here")
-	case shell.Redirect:
+	case shell.Redirect: // it becomes a session of ours, which tells of it
+		if os.Getenv("REQUEST_URI") != "" {
+			return refuse(errors.New("mirror-shell: pushes over http cannot be redirected, please push over ssh"))
+		}
 		fmt.Fprintln(p.Stdout, "redirect")
 	default:
 		return refuse(errors.New(d.Message))
