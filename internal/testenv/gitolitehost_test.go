@@ -111,7 +111,7 @@ func TestGitoliteHosts(t *testing.T) {
 	if err := errors.Join(os.Rename(log, log+".1"), os.Mkdir(log, 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	if out := overHTTP("testing"); !strings.Contains(out, "# service=git-receive-pack") {
+	if out := overHTTP("testing"); strings.Contains(out, "ERR ") || !strings.Contains(out, "report-status") {
 		t.Errorf("a push to a local repository over http, without a log:\n%s", out)
 	}
 	if out := overHTTP("closed"); !strings.Contains(out, "ERR FATAL: sam is not the master of closed, please push to frodo") {
