@@ -214,7 +214,7 @@ func TestParseRefuses(t *testing.T) {
 		`{"version":2}`: "version 2 is not known", `{"version":-1}`: "version", `{"x":1}`: "unknown field",
 		`{"description":7}`: "cannot unmarshal", `{"description":"a\u0000b"}`: "control", `{"gl-perms":"a\u001b[2J"}`: "control",
 		`{"gl-creator":"a b"}`: "bad name", `{"gl-creator":"../x"}`: "bad name", `{"gl-creator":"a\nb"}`: "bad name", `{"gl-creator":"a\n\n"}`: "bad name",
-		`{"gl-creator":"-oProxyCommand"}`: "bad name",
+		`{"gl-creator":"-oProxyCommand"}`: "bad name", `{"gl-creator":"@all"}`: "names a group", `{"gl-creator":"@staff\n"}`: "names a group",
 		`{"object-format":"md5"}`:         "object format", `{"config":{"gitweb.owner":"a\nb"}}`: "not plain text", `{"config":["x"]}`: "cannot unmarshal",
 		`{"config":{"` + strings.Repeat("x", 300) + `":""}}`:           "is no key",
 		`{"config":{"a.b":"` + strings.Repeat("x", maxValue+1) + `"}}`: "longer than",
