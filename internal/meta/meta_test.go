@@ -215,7 +215,7 @@ func TestParseRefuses(t *testing.T) {
 		`{"description":7}`: "cannot unmarshal", `{"description":"a\u0000b"}`: "control", `{"gl-perms":"a\u001b[2J"}`: "control",
 		`{"gl-creator":"a b"}`: "bad name", `{"gl-creator":"../x"}`: "bad name", `{"gl-creator":"a\nb"}`: "bad name", `{"gl-creator":"a\n\n"}`: "bad name",
 		`{"gl-creator":"-oProxyCommand"}`: "bad name", `{"gl-creator":"@all"}`: "names a group", `{"gl-creator":"@staff\n"}`: "names a group",
-		`{"object-format":"md5"}`:         "object format", `{"config":{"gitweb.owner":"a\nb"}}`: "not plain text", `{"config":["x"]}`: "cannot unmarshal",
+		`{"object-format":"md5"}`: "object format", `{"config":{"gitweb.owner":"a\nb"}}`: "not plain text", `{"config":["x"]}`: "cannot unmarshal",
 		`{"config":{"` + strings.Repeat("x", 300) + `":""}}`:           "is no key",
 		`{"config":{"a.b":"` + strings.Repeat("x", maxValue+1) + `"}}`: "longer than",
 		`{"gl-perms":"` + strings.Repeat("x", maxText+1) + `"}`:        "more than",
