@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"mirror-shell/internal/digest"
 	"mirror-shell/internal/sendpack"
 )
 
@@ -132,14 +133,14 @@ func (r *syncRun) groups(ctx context.Context, commands []sendpack.Command) [][]s
 // that goes wrong does.
 func (r *syncRun) sendGroups(ctx context.Context, conn *conn, todo plan, groups [][]sendpack.Command, have []string, careful bool) error {
 	var refused *refusedRefs
-	sent, all := 0, len(todo.commands)
+	sent, all, approved := 0, len(todo.commands), ""
 	for i, group := range groups {
 		todo.commands = group
 		var err error
 		if i == 0 {
 			err = r.send(ctx, conn, todo, have)
 		} else {
-			err = r.sendNext(ctx, todo, careful)
+			err = r.sendNext(ctx, todo, approved, careful)
 		}
 		part, only := err.(*refusedRefs)
 		if err != nil && !only {
@@ -150,20 +151,32 @@ func (r *syncRun) sendGroups(ctx context.Context, conn *conn, todo plan, groups 
 		if len(groups) > 1 {
 			fmt.Fprintf(r.say, "   %d of %d refs\n", sent, all)
 		}
+		if todo.approved && sent < all {
+			if approved, err = r.carry(); err != nil {
+				return refused.and(err)
+			}
+		}
 	}
 	return refused.and(nil)
 }
 
 // sendNext sends a further part of a plan that the guard has let through. What the peer has
-// changed meanwhile, it refuses.
-func (r *syncRun) sendNext(ctx context.Context, part plan, careful bool) error {
+// changed meanwhile, it refuses. A plan that a person has let through goes no further when the
+// peer's refs are not, by their digest, what the part before has left.
+func (r *syncRun) sendNext(ctx context.Context, part plan, approved string, careful bool) error {
 	conn, err := r.showRefs(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.cancel()
 	local := r.pulse.pause()
-	have, err := r.haves(ctx, part.commands, careful)
+	if approved != "" && digest.Of(r.theirs) != approved {
+		err = fmt.Errorf("refs on %s have changed since the part before was sent, and are not what was approved", r.name)
+	}
+	var have []string
+	if err == nil {
+		have, err = r.haves(ctx, part.commands, careful)
+	}
 	if err == nil {
 		err = r.record(part.commands)
 	}
