@@ -302,3 +302,51 @@ func TestGitolitePartsAnew(t *testing.T) {
 	}
 	f.CheckRefs(f.Refs())
 }
+
+// What was approved and goes to a gitolite in parts needs no second approval for the rest, unless
+// somebody else has changed something between two parts.
+func TestApproveParts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "1m")
+	w.local.foreign, w.local.wild = true, &fakeGitolite{user: "server-frodo"}
+	peer.SetPart(w.Copy.Peer, 3)
+	w.Commit("refs/heads/main")
+	approved := func() {
+		for i := range 8 {
+			w.Commit(fmt.Sprintf("refs/heads/t%d", i))
+		}
+		w.MustSync()
+		for i := range 8 {
+			w.Delete(fmt.Sprintf("refs/heads/t%d", i))
+		}
+		w.held("8 of 9 refs")
+		w.mustApprove()
+	}
+	approved()
+	sessions := 0
+	w.local.wrap = func(_ context.Context, verb string, s *stream) {
+		if verb != "git-receive-pack" {
+			return
+		}
+		if sessions++; sessions == 3 {
+			cutAfter(s, 0, 0)
+		}
+	}
+	w.SyncFails("cannot be reached")
+	if n := len(w.Copy.Refs()); n != 3 {
+		t.Errorf("%d refs are left", n)
+	}
+	w.local.wrap = nil
+	w.MustSync()
+
+	approved()
+	foreign := w.NewCommit() // which is here, and belongs to nothing
+	w.copy.Git("fetch", "-q", w.Dir, foreign)
+	w.copy.Hook("post-receive", "git update-ref refs/heads/new "+foreign)
+	w.SyncFails("refs on sam have changed since the part before was sent")
+	if n := len(w.Copy.Refs()); n != 7 {
+		t.Errorf("%d refs are left", n)
+	}
+	w.copy.Hook("post-receive", "exit 0")
+	w.held("5 of 7 refs on sam would be deleted")
+}
