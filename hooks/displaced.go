@@ -54,16 +54,19 @@ func toBeLinked(common string) ([]string, error) {
 // own reports whether dir has something by that name which is neither ours nor a link to common,
 // nor one to nothing.
 func own(common, dir, name string) bool {
-	hook := filepath.Join(dir, name)
-	if _, err := os.Lstat(hook); err != nil || isOurs(hook) {
+	hook, from := filepath.Join(dir, name), filepath.Join(common, name)
+	target, err := os.Readlink(hook)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && target == from {
 		return false
 	}
-	target, err := os.Readlink(hook)
+	if isOurs(hook) {
+		return false
+	}
 	if err != nil {
-		return true // a file
+		return true // no link
 	}
 	_, err = os.Stat(hook)
-	return err == nil && target != filepath.Join(common, name) && !leadsTo(hook, filepath.Join(common, name))
+	return err == nil && !leadsTo(hook, from)
 }
 
 // free reports whether the second name of a hook can be had; see keep.
