@@ -350,3 +350,25 @@ func TestApproveParts(t *testing.T) {
 	w.copy.Hook("post-receive", "exit 0")
 	w.held("5 of 7 refs on sam would be deleted")
 }
+
+// A ref that is another name of one in a part before has been changed by that.
+func TestGitolitePartsAlias(t *testing.T) {
+	t.Parallel()
+	f, transport := newFixture(t, time.Minute)
+	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
+	peer.SetPart(f.Copy.Peer, 5)
+	oid := f.Commit("refs/heads/main")
+	names := []string{"refs/heads/main", "refs/heads/z"}
+	for i := range 9 {
+		names = append(names, fmt.Sprintf("refs/heads/n%02d", i))
+	}
+	for range 2 {
+		for _, ref := range names {
+			f.Set(ref, oid)
+		}
+		f.MustSync()
+		f.CheckRefs(f.Refs())
+		f.Copy.Repo.Git("symbolic-ref", "refs/heads/z", "refs/heads/main")
+		oid = f.NewCommit(oid)
+	}
+}

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -162,7 +163,8 @@ func (r *syncRun) sendGroups(ctx context.Context, conn *conn, todo plan, groups 
 
 // sendNext sends a further part of a plan that the guard has let through. What the peer has
 // changed meanwhile, it refuses. A plan that a person has let through goes no further when the
-// peer's refs are not, by their digest, what the part before has left.
+// peer's refs are not, by their digest, what the part before has left. What has come about by
+// itself, where a ref is only another name of one in a part before, is left out.
 func (r *syncRun) sendNext(ctx context.Context, part plan, approved string, careful bool) error {
 	conn, err := r.showRefs(ctx)
 	if err != nil {
@@ -173,6 +175,7 @@ func (r *syncRun) sendNext(ctx context.Context, part plan, approved string, care
 	if approved != "" && digest.Of(r.theirs) != approved {
 		err = fmt.Errorf("refs on %s have changed since the part before was sent, and are not what was approved", r.name)
 	}
+	part.commands = slices.DeleteFunc(slices.Clone(part.commands), func(c sendpack.Command) bool { return cmp.Or(r.theirs[c.Ref], r.zero) == c.New })
 	var have []string
 	if err == nil {
 		have, err = r.haves(ctx, part.commands, careful)
@@ -181,9 +184,9 @@ func (r *syncRun) sendNext(ctx context.Context, part plan, approved string, care
 		err = r.record(part.commands)
 	}
 	local()
-	if err != nil {
+	if err != nil || len(part.commands) == 0 {
 		_ = sendpack.End(conn)
-		return also(err, r.ended(conn, nil))
+		return also(err, r.ended(conn, nil), r.confirm(nil))
 	}
 	return r.send(ctx, conn, part, have)
 }
