@@ -93,6 +93,18 @@ func (r *syncRun) approved() (bool, error) {
 	return false, removeIfThere(file)
 }
 
+// carry has an approval go on for the rest of a plan of which a part is done, and returns what the
+// peer's refs are by then. Another push, after this one was cut off, goes on from there as well.
+func (r *syncRun) carry() (theirs string, err error) {
+	file := approvedFile(r.src.Repo.Dir, r.name)
+	approval, err := readHold(file)
+	if err != nil {
+		return "", err
+	}
+	approval.Theirs = digest.Of(r.theirs)
+	return approval.Theirs, writeDurably(file, approval)
+}
+
 // useUp ends an approval when what it was for is done. While a push fails, and
 // has changed nothing, it stays good.
 func (r *syncRun) useUp(p plan) error {

@@ -148,8 +148,7 @@ func (p *Peers) MakeFirst(repoDir, name string) bool {
 // sendToGitolite sends what a gitolite takes, if it is news. One that has turned out to be empty
 // may have been made anew.
 func (h *metaSync) sendToGitolite(ctx context.Context) error {
-	anew := h.adv != nil && len(h.adv.Refs) == 0
-	if !h.isWild() || h.wild.tried || !h.newRest() && !anew {
+	if !h.isWild() || h.wild.tried || !h.newRest() && !h.empty {
 		return nil
 	}
 	return h.sendWild(ctx)

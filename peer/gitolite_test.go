@@ -188,7 +188,7 @@ func TestGitoliteParts(t *testing.T) {
 		f.Set(fmt.Sprintf("refs/heads/n%02d-2", i), oid)
 	}
 	f.Set("refs/heads/n00/x", two)
-	f.SyncFails("sam refused 1 of 10 refs: refs/heads/n01-2 (hook declined)")
+	f.SyncFails("sam refused 1 of 35 refs: refs/heads/n01-2 (hook declined)")
 	text, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)
@@ -239,5 +239,136 @@ func TestGitolitePartFails(t *testing.T) {
 	f.CheckRefs(f.Refs())
 	if sessions != 4 {
 		t.Errorf("%d sessions", sessions)
+	}
+}
+
+// Refs that cannot be read here keep back nobody else's, in whatever parts they are.
+func TestGitolitePartsUnreadable(t *testing.T) {
+	t.Parallel()
+	f, transport := newFixture(t, time.Minute)
+	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
+	peer.SetPart(f.Copy.Peer, 5)
+	oid := f.Commit("refs/heads/main")
+	want := map[string]string{"refs/heads/main": oid}
+	for i := range 24 {
+		want[fmt.Sprintf("refs/heads/n%02d", i)] = oid
+	}
+	f.SetAll(want)
+	for _, name := range []string{"refs/heads/n03-bad", "refs/heads/n11-bad", "refs/heads/n22-bad"} {
+		f.Write(name, strings.Repeat("1", 39)+fmt.Sprint(len(name)%10)+"\n")
+	}
+	f.SyncFails("cannot be read here, and was not sent: refs/heads/n03-bad, refs/heads/n11-bad, refs/heads/n22-bad")
+	f.CheckRefs(want)
+}
+
+// What is refused is counted over all parts.
+func TestGitolitePartsRefused(t *testing.T) {
+	t.Parallel()
+	f, transport := newFixture(t, time.Minute)
+	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
+	peer.SetPart(f.Copy.Peer, 5)
+	oid := f.Commit("refs/heads/main")
+	want := map[string]string{"refs/heads/main": oid}
+	for i := range 19 {
+		want[fmt.Sprintf("refs/heads/n%02d", i)] = oid
+	}
+	f.SetAll(want)
+	f.Copy.Repo.Hook("update", "case $1 in */n01|*/n09|*/n17) exit 1;; esac")
+	f.SyncFails("sam refused 3 of 20 refs: refs/heads/n01 (hook declined), refs/heads/n09 (hook declined), refs/heads/n17 (hook declined): look at its hooks")
+	for _, name := range []string{"n01", "n09", "n17"} {
+		delete(want, "refs/heads/"+name)
+	}
+	f.CheckRefs(want)
+}
+
+// A copy that was made anew is told creator and permissions again, in however many parts its
+// refs travel.
+func TestGitolitePartsAnew(t *testing.T) {
+	t.Parallel()
+	f, transport := newGitolite(t)
+	peer.SetPart(f.Copy.Peer, 5)
+	for i := range 14 {
+		f.Set(fmt.Sprintf("refs/heads/n%02d", i), f.Refs()["refs/heads/main"])
+	}
+	f.MustSync()
+	for ref := range f.Copy.Refs() {
+		f.Copy.Repo.Git("update-ref", "-d", ref)
+	}
+	transport.wild.got = nil
+	f.Commit("refs/heads/main")
+	f.MustSync()
+	if got := strings.Join(transport.wild.got, "|"); got != sets {
+		t.Errorf("sent %q, want %q", got, sets)
+	}
+	f.CheckRefs(f.Refs())
+}
+
+// What was approved and goes to a gitolite in parts needs no second approval for the rest, unless
+// somebody else has changed something between two parts.
+func TestApproveParts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "1m")
+	w.local.foreign, w.local.wild = true, &fakeGitolite{user: "server-frodo"}
+	peer.SetPart(w.Copy.Peer, 3)
+	w.Commit("refs/heads/main")
+	approved := func() {
+		for i := range 8 {
+			w.Commit(fmt.Sprintf("refs/heads/t%d", i))
+		}
+		w.MustSync()
+		for i := range 8 {
+			w.Delete(fmt.Sprintf("refs/heads/t%d", i))
+		}
+		w.held("8 of 9 refs")
+		w.mustApprove()
+	}
+	approved()
+	sessions := 0
+	w.local.wrap = func(_ context.Context, verb string, s *stream) {
+		if verb != "git-receive-pack" {
+			return
+		}
+		if sessions++; sessions == 3 {
+			cutAfter(s, 0, 0)
+		}
+	}
+	w.SyncFails("cannot be reached")
+	if n := len(w.Copy.Refs()); n != 3 {
+		t.Errorf("%d refs are left", n)
+	}
+	w.local.wrap = nil
+	w.MustSync()
+
+	approved()
+	foreign := w.NewCommit() // which is here, and belongs to nothing
+	w.copy.Git("fetch", "-q", w.Dir, foreign)
+	w.copy.Hook("post-receive", "git update-ref refs/heads/new "+foreign)
+	w.SyncFails("refs on sam have changed since the part before was sent")
+	if n := len(w.Copy.Refs()); n != 7 {
+		t.Errorf("%d refs are left", n)
+	}
+	w.copy.Hook("post-receive", "exit 0")
+	w.held("5 of 7 refs on sam would be deleted")
+}
+
+// A ref that is another name of one in a part before has been changed by that.
+func TestGitolitePartsAlias(t *testing.T) {
+	t.Parallel()
+	f, transport := newFixture(t, time.Minute)
+	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
+	peer.SetPart(f.Copy.Peer, 5)
+	oid := f.Commit("refs/heads/main")
+	names := []string{"refs/heads/main", "refs/heads/z"}
+	for i := range 9 {
+		names = append(names, fmt.Sprintf("refs/heads/n%02d", i))
+	}
+	for range 2 {
+		for _, ref := range names {
+			f.Set(ref, oid)
+		}
+		f.MustSync()
+		f.CheckRefs(f.Refs())
+		f.Copy.Repo.Git("symbolic-ref", "refs/heads/z", "refs/heads/main")
+		oid = f.NewCommit(oid)
 	}
 }

@@ -86,7 +86,7 @@ func (h *metaSync) after(ctx context.Context, refsErr error) error {
 	if h.adv == nil || h.target == "" && h.hash == "" {
 		return nil
 	}
-	if len(h.adv.Refs) == 0 && !h.sent && !h.foreign {
+	if h.empty && !h.sent && !h.foreign {
 		if err := errors.Join(forgetHeadIn(h.log, h.adv.ObjectFormat), meta.Forget(h.src.Repo.Dir, h.name)); err != nil || refsErr != nil {
 			return err
 		}

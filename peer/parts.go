@@ -1,12 +1,13 @@
 package peer
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
+	"mirror-shell/internal/digest"
 	"mirror-shell/internal/sendpack"
 )
 
@@ -85,9 +86,39 @@ func parents(ref string) func(yield func(string) bool) {
 }
 
 // refusedRefs is a push that the peer took, but for some refs.
-type refusedRefs struct{ text string }
+type refusedRefs struct {
+	peer string
+	refs []string // each with what the peer says of it
+	of   int      // so many were sent
+	why  string   // what is to be done, or what the peer has said
+}
 
-func (e *refusedRefs) Error() string { return e.text }
+func (e *refusedRefs) Error() string {
+	return fmt.Sprintf("%s refused %d of %d refs: %s: %s", e.peer, len(e.refs), e.of, list(e.refs), e.why)
+}
+
+// with adds what was refused of a further part, after which so many refs were sent. Of
+// no refusal both are nil.
+func (e *refusedRefs) with(part *refusedRefs, sent int) *refusedRefs {
+	switch {
+	case e == nil && part == nil:
+		return nil
+	case e == nil:
+		e = part
+	case part != nil:
+		e.refs = append(e.refs, part.refs...)
+	}
+	e.of = sent
+	return e
+}
+
+// and is the error for the refusals, if there are any, and another one, if there is one.
+func (e *refusedRefs) and(err error) error {
+	if e == nil {
+		return err
+	}
+	return also(e, err)
+}
 
 // groups divides the commands of a push for this peer.
 func (r *syncRun) groups(ctx context.Context, commands []sendpack.Command) [][]sendpack.Command {
@@ -102,47 +133,60 @@ func (r *syncRun) groups(ctx context.Context, commands []sendpack.Command) [][]s
 // the others over one of its own. Refused refs do not keep back what comes later; anything else
 // that goes wrong does.
 func (r *syncRun) sendGroups(ctx context.Context, conn *conn, todo plan, groups [][]sendpack.Command, have []string, careful bool) error {
-	var refused error
-	sent, all := 0, len(todo.commands)
+	var refused *refusedRefs
+	sent, all, approved := 0, len(todo.commands), ""
 	for i, group := range groups {
 		todo.commands = group
 		var err error
 		if i == 0 {
 			err = r.send(ctx, conn, todo, have)
 		} else {
-			err = r.sendNext(ctx, todo, careful)
+			err = r.sendNext(ctx, todo, approved, careful)
 		}
-		var refs *refusedRefs
-		switch {
-		case err != nil && !errors.As(err, &refs):
-			return also(refused, err)
-		case refused == nil:
-			refused = err
+		part, only := err.(*refusedRefs)
+		if err != nil && !only {
+			return refused.and(err)
 		}
-		if sent += len(group); len(groups) > 1 {
+		sent += len(group)
+		refused = refused.with(part, sent)
+		if len(groups) > 1 {
 			fmt.Fprintf(r.say, "   %d of %d refs\n", sent, all)
 		}
+		if todo.approved && sent < all {
+			if approved, err = r.carry(); err != nil {
+				return refused.and(err)
+			}
+		}
 	}
-	return refused
+	return refused.and(nil)
 }
 
 // sendNext sends a further part of a plan that the guard has let through. What the peer has
-// changed meanwhile, it refuses.
-func (r *syncRun) sendNext(ctx context.Context, part plan, careful bool) error {
+// changed meanwhile, it refuses. A plan that a person has let through goes no further when the
+// peer's refs are not, by their digest, what the part before has left. What has come about by
+// itself, where a ref is only another name of one in a part before, is left out.
+func (r *syncRun) sendNext(ctx context.Context, part plan, approved string, careful bool) error {
 	conn, err := r.showRefs(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.cancel()
 	local := r.pulse.pause()
-	have, err := r.haves(ctx, part.commands, careful)
+	if approved != "" && digest.Of(r.theirs) != approved {
+		err = fmt.Errorf("refs on %s have changed since the part before was sent, and are not what was approved", r.name)
+	}
+	part.commands = slices.DeleteFunc(slices.Clone(part.commands), func(c sendpack.Command) bool { return cmp.Or(r.theirs[c.Ref], r.zero) == c.New })
+	var have []string
+	if err == nil {
+		have, err = r.haves(ctx, part.commands, careful)
+	}
 	if err == nil {
 		err = r.record(part.commands)
 	}
 	local()
-	if err != nil {
+	if err != nil || len(part.commands) == 0 {
 		_ = sendpack.End(conn)
-		return also(err, r.ended(conn, nil))
+		return also(err, r.ended(conn, nil), r.confirm(nil))
 	}
 	return r.send(ctx, conn, part, have)
 }

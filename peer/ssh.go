@@ -49,6 +49,7 @@ type syncRun struct {
 	log     *refset.Log
 	ours    map[string]string       // our mirrored refs
 	adv     *sendpack.Advertisement // of the latest connection, nil before
+	empty   bool                    // the peer had no refs when this Sync saw it first
 	format  string                  // the peer's object format, "" before it is known
 	theirs  map[string]string       // the peer's mirrored refs, kept up to date
 	shown   map[string]string       // every ref that the peer showed, or that is on record
@@ -128,27 +129,34 @@ func (r *syncRun) sync(ctx context.Context) error {
 	return also(err, r.headErr)
 }
 
-// sendRefs pushes, and once more when git could not make the pack, without the
-// refs that are to blame: one bad ref must not stop the others.
+// sendRefs pushes, and again when git could not make the pack, without the refs that are
+// to blame: one bad ref must not stop the others. Of a push in parts each part may have
+// some. That ends, since each further attempt leaves out more.
 func (r *syncRun) sendRefs(ctx context.Context) error {
-	err := r.push(ctx, attempt{})
-	var failed *packFailure
-	if !errors.As(err, &failed) {
-		return err
+	how := attempt{skip: map[string]bool{}}
+	for {
+		err := r.push(ctx, how)
+		var failed *packFailure
+		if !errors.As(err, &failed) {
+			return also(err, r.unreadable(how.skip))
+		}
+		bad, have, lookErr := r.diagnose(ctx, failed)
+		if lookErr != nil || len(bad) == 0 && (how.careful || slices.Equal(have, failed.have)) {
+			return also(err, lookErr, r.unreadable(how.skip))
+		}
+		for _, ref := range bad {
+			how.skip[ref] = true
+		}
+		how.careful = true
 	}
-	bad, have, lookErr := r.diagnose(ctx, failed)
-	if lookErr != nil || len(bad) == 0 && slices.Equal(have, failed.have) {
-		return also(err, lookErr)
+}
+
+// unreadable is the error about refs that were left out, nil where there are none.
+func (r *syncRun) unreadable(skip map[string]bool) error {
+	if len(skip) == 0 {
+		return nil
 	}
-	skip := make(map[string]bool, len(bad))
-	for _, ref := range bad {
-		skip[ref] = true
-	}
-	err = r.push(ctx, attempt{skip: skip, careful: true})
-	if len(bad) > 0 {
-		err = also(err, fmt.Errorf("cannot be read here, and was not sent: %s: run git fsck in %s", list(bad), r.src.Repo.Dir))
-	}
-	return err
+	return fmt.Errorf("cannot be read here, and was not sent: %s: run git fsck in %s", list(slices.Sorted(maps.Keys(skip))), r.src.Repo.Dir)
 }
 
 // attempt says how a push is to be done.
@@ -219,6 +227,9 @@ func (r *syncRun) showRefs(ctx context.Context) (*conn, error) {
 	if err != nil {
 		defer conn.cancel()
 		return nil, r.ended(conn, err)
+	}
+	if r.adv == nil {
+		r.empty = len(adv.Refs) == 0
 	}
 	r.adv, r.format, r.shown, r.theirs = adv, adv.ObjectFormat, adv.Refs, maps.Clone(r.src.Config.MirroredRefs(adv.Refs))
 	return conn, nil

@@ -44,7 +44,7 @@ func (r *syncRun) judge(todo plan, report sendpack.Report, said *remoteLines) er
 		return fmt.Errorf("%s could not store the objects: %s: %s", r.name, proc.OneLine(report.Unpack, 200), notStored(r.name, said.complaint()))
 	}
 	if len(refused) > 0 {
-		return &refusedRefs{fmt.Sprintf("%s refused %d of %d refs: %s: %s", r.name, len(refused), len(todo.commands), list(refused), refusal(r.name, said.reason(refs)))}
+		return &refusedRefs{r.name, refused, len(todo.commands), refusal(r.name, said.reason(refs))}
 	}
 	return nil
 }

@@ -14,6 +14,9 @@ package shell
 //	user        the user who acts: whose key it was or, of a redirected push, as the
 //	            peer says
 //	via         the peer that redirected the user's push here
+//	program     gitolite-shell: the push came in by that. One of a session of ours
+//	            that was handed over to gitolite-shell has two lines, and this is
+//	            in the second
 //	key         the key's fingerprint; under sshd only with ExposeAuthInfo yes
 //	from        the client's ADDRESS:PORT
 //	verb        what was asked for; git-receive-pack of a redirected push, too
@@ -47,6 +50,7 @@ import (
 // trail is what a session has to say to the audit log.
 type trail struct {
 	peer, user string // whose key it is
+	program    string // by which it came in, "" for ours
 	request    Request
 	begun      time.Time
 	session    string
@@ -79,18 +83,19 @@ func (s *Session) auditAllowed(who string, d Decision) {
 	s.Log.Info("accepted", "who", who, "from", s.From, "verb", string(req.Verb), "repository", req.Repo, "user", d.User.name)
 }
 
-// AuditPush tells of a user's push that came in by another program, gitolite-shell: that it
-// goes on there, or why it does not. One that is passed on to the master becomes a session of
-// ours, which tells of it.
-func (s *Session) AuditPush(user User, repo string, d Decision) {
-	s.trail.user, s.trail.request = user.name, Request{Verb: ReceivePack, Repo: repo}
-	switch d.Action {
-	case Redirect:
-	case Refuse:
-		s.auditRefused("user "+user.name, errors.New(d.Message))
-	default:
-		s.auditAllowed("user "+user.name, d)
+// byGitolite is what the audit log calls the program of a push that AuditPush tells of.
+const byGitolite = "gitolite-shell"
+
+// AuditPush tells of a user's push that came in by gitolite-shell: that it goes on there, or
+// why it is refused. One that is passed on to the master becomes a session of ours, which
+// tells of it. User and repo are as gitolite has them.
+func (s *Session) AuditPush(user, repo string, refused error) {
+	s.trail.user, s.trail.program, s.trail.request = user, byGitolite, Request{Verb: ReceivePack, Repo: repo}
+	if refused != nil {
+		s.auditRefused("user "+user, refused)
+		return
 	}
+	s.auditAllowed("user "+user, Decision{Action: RunGit, User: User{user}})
 }
 
 func redirectTarget(d Decision) string {
@@ -173,7 +178,7 @@ func (t *trail) fields(key, from string) []slog.Attr {
 			user, via = t.request.User, t.peer
 		}
 	}
-	return []slog.Attr{text("session", t.session), text("peer", t.peer), text("user", user), text("via", via),
+	return []slog.Attr{text("session", t.session), text("peer", t.peer), text("user", user), text("via", via), text("program", t.program),
 		text("key", key), text("from", addressPort(from)), text("verb", string(verb)), text("repository", t.request.Repo)}
 }
 

@@ -22,6 +22,8 @@ func TestParsePerms(t *testing.T) {
 		"READERS al;ice\n":            "!",
 		"READERS ../x\n":              "!",
 		"-x y\n":                      "!",
+		" # x\n@#A\nA b\n":            "A b\n",
+		"A b # not dave\n":            "!", // to gitolite dave is one of them
 		"R \x00\n":                    "!",
 		strings.Repeat("A b\n", 20e3): "!",
 	} {

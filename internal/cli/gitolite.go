@@ -12,6 +12,7 @@ import (
 	"mirror-shell/hooks"
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/gitolite"
+	"mirror-shell/internal/proc"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/shell"
 )
@@ -29,8 +30,12 @@ type WhereCmd struct {
 // is: a repository that is not mirrored is left alone, however broken our configuration is.
 func (p *Program) gitoliteWhere(ctx context.Context) error {
 	cmd := p.Where
+	server, unknown := p.Server()
 	refuse := func(err error) error {
-		fmt.Fprintf(p.Stderr, "fatal: %v\n", err)
+		if server != nil {
+			p.session(server).AuditPush(cmd.User, cmd.Repo, err)
+		}
+		fmt.Fprintf(p.Stderr, "fatal: %s\n", proc.OneLine(err.Error(), 400))
 		return Exit(1)
 	}
 	user, err := shell.NewUser(cmd.User)
@@ -38,23 +43,24 @@ func (p *Program) gitoliteWhere(ctx context.Context) error {
 		return refuse(err)
 	}
 	cfg, err := mirrorcfg.LoadRepo(ctx, cmd.Repo, git.Repo{Dir: cmd.Dir})
-	if err != nil {
+	switch {
+	case err != nil:
 		return refuse(fmt.Errorf("push refused: %w", err))
-	}
-	server, err := p.Server()
-	if err != nil && cfg.Master == "" {
+	case unknown != nil && cfg.Master == "":
 		fmt.Fprintln(p.Stdout, "here")
 		return nil
-	}
-	if err != nil {
-		return refuse(fmt.Errorf("push refused: %s has a master, but whether this server is it cannot be told: %w", cmd.Repo, err))
+	case unknown != nil:
+		return refuse(fmt.Errorf("push refused: %s has a master, but whether this server is it cannot be told: %w", cmd.Repo, unknown))
 	}
 	d := shell.DecideUser(shell.Facts{Hostname: server.Hostname, Repo: cfg}, user, shell.Request{Verb: shell.ReceivePack, Repo: cmd.Repo})
-	p.session(server).AuditPush(user, cmd.Repo, d)
 	switch d.Action {
 	case shell.RunGit:
+		p.session(server).AuditPush(cmd.User, cmd.Repo, nil)
 		fmt.Fprintln(p.Stdout, "here")
-	case shell.Redirect:
+	case shell.Redirect: // it becomes a session of ours, which tells of it
+		if os.Getenv("REQUEST_URI") != "" {
+			return refuse(errors.New("mirror-shell: pushes over http cannot be redirected, please push over ssh"))
+		}
 		fmt.Fprintln(p.Stdout, "redirect")
 	default:
 		return refuse(errors.New(d.Message))
@@ -80,6 +86,9 @@ func (p *Program) installGitoliteHooks(ctx context.Context) error {
 	if filepath.Clean(rc.RepoBase) != server.RepoBase {
 		return fmt.Errorf("gitolite's repositories are in %s, and repo_base in %s is %s: let both name one directory", rc.RepoBase, server.File, server.RepoBase)
 	}
+	if err := displaced(server, rc.HooksDir(), true); err != nil {
+		return fmt.Errorf("nothing was changed: %w", err)
+	}
 	changes, err := hooks.InstallInto(rc.HooksDir(), p.Programs)
 	for _, line := range changes {
 		fmt.Fprintln(p.Stdout, line)
@@ -88,6 +97,9 @@ func (p *Program) installGitoliteHooks(ctx context.Context) error {
 		return err
 	}
 	result := p.installSelected(ctx, server, nil)
+	if err := displaced(server, rc.HooksDir(), false); err != nil {
+		return errors.Join(result, fmt.Errorf("gitolite was not asked to link the hooks: %w", err))
+	}
 	if err := rc.PropagateHooks(ctx); err != nil {
 		return errors.Join(result, err)
 	}
@@ -96,6 +108,44 @@ func (p *Program) installGitoliteHooks(ctx context.Context) error {
 		fmt.Fprintf(p.Stdout, "still to do: %s: %s\n", problem.Detail, problem.Do)
 	}
 	return result
+}
+
+// displaced is an error that names hooks of repositories' own which gitolite would unlink when
+// it links those in common into all of them; kept as hooks.Displaced has it. gitolite does
+// not ask whether we take what is there for a repository.
+func displaced(server *mirrorcfg.Server, common string, kept bool) error {
+	names, others, err := server.Survey()
+	if err != nil {
+		return err
+	}
+	var gone []string
+	look := func(dir string, kept bool) error {
+		hooks, err := hooks.Displaced(common, filepath.Join(dir, "hooks"), kept)
+		for _, name := range hooks {
+			gone = append(gone, filepath.Join(dir, "hooks", name))
+		}
+		return err
+	}
+	for _, name := range names {
+		_, repo, err := server.Find(name)
+		if err == nil {
+			err = look(repo.Dir, kept)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, other := range others {
+		if err := look(filepath.Join(server.RepoBase, other.Path), false); err != nil {
+			return err
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	return fmt.Errorf("gitolite would unlink these hooks, for files of the same names in %s, or of those under which ours keep what was there before: %s: "+
+		"move them away, and have the file in %[1]s do what they do (GL_REPO is the repository's name there), then run this again",
+		common, proc.OneLine(strings.Join(gone, ", "), 1000))
 }
 
 // GitoliteProblems looks at gitolite's configuration, on a server where gitolite manages

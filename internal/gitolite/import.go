@@ -1,7 +1,6 @@
 package gitolite
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -154,23 +153,22 @@ type Text struct {
 // ReadRC reads ~/.gitolite.rc. A place of the repositories that only Perl could tell is an
 // error.
 func ReadRC(file string) (rc Text, err error) {
-	f, err := os.Open(file)
+	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return rc, fmt.Errorf("%w: there is no gitolite in this account", err)
 	}
 	if err != nil {
 		return rc, err
 	}
-	defer f.Close()
 	base := ""
-	for scan := bufio.NewScanner(f); scan.Scan(); {
-		if m := rcHostname.FindStringSubmatch(scan.Text()); m != nil {
+	for line := range strings.Lines(string(text)) {
+		if m := rcHostname.FindStringSubmatch(line); m != nil {
 			rc.Hostname = m[1] + m[2]
 		}
-		if m := rcBase.FindStringSubmatch(scan.Text()); m != nil {
+		if m := rcBase.FindStringSubmatch(line); m != nil {
 			base = m[1]
 		}
-		rc.Two = rc.Two || version2.MatchString(scan.Text())
+		rc.Two = rc.Two || version2.MatchString(line)
 	}
 	if base == "" || !rc.Two {
 		return rc, nil

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,6 +62,7 @@ func TestReadRC(t *testing.T) {
 		"%RC = (\n  UMASK => 0077,\n    # HOSTNAME => \"no\",\n    HOSTNAME   =>  'frodo',\n);\n": {"frodo", false, ""},
 		"$GL_UMASK = 0077;\n# $GL_HOSTNAME = \"no\";\n$GL_HOSTNAME = \"sam\";\n":                  {"sam", true, ""},
 		"%RC = (\n);\n": {"", false, ""},
+		"# " + strings.Repeat("x", 100e3) + "\nHOSTNAME => 'frodo',\n":     {"frodo", false, ""},
 		"$REPO_BASE=\"git/repos\"; # here\n$GL_UMASK = 0077;\n":            {"", true, "git/repos"},
 		"our $REPO_BASE = '/srv/git' ;\n$GL_UMASK = 0077;\n":               {"", true, "/srv/git"},
 		"$REPO_BASE = $ENV{HOME} . \"/x\";\n%RC = ( HOSTNAME => 'a', );\n": {"", false, ""},

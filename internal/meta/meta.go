@@ -109,12 +109,18 @@ func checkText(text string) error {
 	return nil
 }
 
-// checkCreator admits a user's name, as gitolite writes it with or without an end of line.
+// checkCreator admits a user's name, as gitolite writes it with or without an end of line. A
+// group is none, although gitolite reads it as one: with @all in gl-creator everybody has the
+// creator's rights.
 func checkCreator(text string) error {
 	if text == "" {
 		return nil
 	}
-	return mirrorcfg.CheckUser(strings.TrimSuffix(text, "\n"))
+	name := strings.TrimSuffix(text, "\n")
+	if strings.HasPrefix(name, "@") {
+		return fmt.Errorf("names a group, %.80q, and no user", name)
+	}
+	return mirrorcfg.CheckUser(name)
 }
 
 func checkValue(value string) error {

@@ -17,9 +17,8 @@ var permsLine = lazyregexp.New(`^[0-9A-Za-z][0-9A-Za-z_-]*([ \t]+@?[0-9A-Za-z][0
 func ParsePerms(text string) (string, error) {
 	var perms strings.Builder
 	for line := range strings.Lines(text) {
-		line, _, _ = strings.Cut(line, "#")
 		line = strings.Trim(strings.Replace(line, "=", " ", 1), " \t\r\n")
-		if line = strings.TrimPrefix(line, "@"); line == "" {
+		if line = strings.TrimPrefix(line, "@"); line == "" || line[0] == '#' { // elsewhere # is a user, who is none
 			continue
 		}
 		if !permsLine.MatchString(line) {

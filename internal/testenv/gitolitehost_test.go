@@ -1,6 +1,7 @@
 package testenv_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -105,10 +106,39 @@ func TestGitoliteHosts(t *testing.T) {
 			t.Errorf("a push to %s over http, without %q:\n%s", repo, want, out)
 		}
 	}
+	// A log that cannot be written is said to the web server's log, and stops nobody.
+	log := filepath.Join(sam.Host().StateDir(), "mirror-shell.log")
+	if err := errors.Join(os.Rename(log, log+".1"), os.Mkdir(log, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if out := overHTTP("testing"); strings.Contains(out, "ERR ") || !strings.Contains(out, "report-status") {
+		t.Errorf("a push to a local repository over http, without a log:\n%s", out)
+	}
+	if out := overHTTP("closed"); !strings.Contains(out, "ERR FATAL: sam is not the master of closed, please push to frodo") {
+		t.Errorf("a refused push over http, without a log:\n%s", out)
+	}
+	if err := errors.Join(os.Remove(log), os.Rename(log+".1", log)); err != nil {
+		t.Fatal(err)
+	}
+	// Nobody can push to what git cannot read the settings of, and that is told.
+	config := filepath.Join(sam.RepoDir("closed"), "config")
+	whole, err := os.ReadFile(config)
+	if err == nil {
+		err = os.WriteFile(config, []byte("[core"), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(push("sam:closed", "main"), 1, "fatal: ")
+	if err := os.WriteFile(config, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	// The audit log has what came in by gitolite-shell, too.
-	for g, want := range map[*testenv.Gitolite]string{
-		frodo: `"event":"command","server":"frodo",.*"user":"alice",.*"from":"127.0.0.1:[0-9]+","verb":"git-receive-pack","repository":"ip1","result":"allowed"}`,
-		sam:   `"user":"alice",.*"repository":"closed","result":"refused","reason":"sam is not the master of closed, please push to frodo"}`,
+	for want, g := range map[string]*testenv.Gitolite{
+		`"event":"command","server":"frodo",.*"user":"alice","program":"gitolite-shell","from":"127.0.0.1:[0-9]+","verb":"git-receive-pack","repository":"ip1","result":"allowed"}`: frodo,
+		`"user":"alice",.*"repository":"closed","result":"refused","reason":"sam is not the master of closed, please push to frodo"}`:                                               sam,
+		`"user":"alice",.*"repository":"closed","result":"refused","reason":"push refused: configuration of closed: git config: `:                                                   sam,
+		`"user":"alice",.*"repository":"ip1","result":"refused","reason":"mirror-shell: pushes over http cannot be redirected, `:                                                    sam,
 	} {
 		audit, err := os.ReadFile(filepath.Join(g.Host().StateDir(), "audit.log"))
 		if err != nil || !regexp.MustCompile(want).Match(audit) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"mirror-shell/internal/proc"
+	"mirror-shell/mirrorcfg"
 )
 
 // greetedUser is the first line of what mirror-shell answers to a user's info.
@@ -17,10 +18,10 @@ var greetedUser = regexp.MustCompile(`^Hello (\S{1,256}), I am (\S{1,256})\.(?:\
 // info. A push there is a user's then, which a slave takes from nobody.
 func judgeUser(hostname, peer, text string) (Finding, bool) {
 	m := greetedUser.FindStringSubmatch(text)
-	if m == nil || m[2] != peer {
+	if m == nil || m[2] != peer || mirrorcfg.CheckUser(m[1]) != nil { // it stands in a command for people to type
 		return Finding{}, false
 	}
-	user := proc.OneLine(m[1], 80)
+	user := m[1]
 	return Finding{"peer " + peer, fail, fmt.Sprintf("%s → %s: it takes us for the user %s", hostname, peer, user),
 		fmt.Sprintf("on %s: mirror-shell remove-user %s, then mirror-shell add-peer %s.pub with our key", peer, user, hostname)}, true
 }

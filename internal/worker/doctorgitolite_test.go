@@ -65,6 +65,7 @@ func TestJudgeUser(t *testing.T) {
 		"Hello frodo, I am sam.":                                    true,
 		"Hello frodo, I am gollum.":                                 false, // doctor has another finding for that
 		"Hello frodo, I am sam. And more":                           false,
+		"Hello $(reboot), I am sam.":                                false, // it would stand in a command for people to type
 		"hello server-frodo, this is git@sam running gitolite3 3.6": false,
 		"": false,
 	} {

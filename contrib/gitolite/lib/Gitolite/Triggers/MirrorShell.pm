@@ -55,14 +55,17 @@ sub ask {
         require POSIX;
         POSIX::_exit(127);
     }
-    my $line = <$answer>;
-    my $done = close($answer);
-    $line = '' if not defined $line;
-    chomp($line);
-    return $line if $done;
+    my @lines = <$answer>;
+    my $done  = close($answer);
+    chomp(@lines);
+    my $last = @lines ? pop @lines : '';
+
+    # Over http there may be warnings before it, about a log that cannot be written.
+    print STDERR "$_\n" for @lines;
+    return $last if $done;
     exit 1 if not $ENV{REQUEST_URI};
-    $line =~ s/^fatal: //i;
-    _die $line;
+    $last =~ s/^fatal: //i;
+    _die $last;
 }
 
 1;
