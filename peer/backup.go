@@ -208,6 +208,7 @@ func (p *Peers) openVault(ctx context.Context, name string) (*snapshot.Vault, er
 		Store: place, Scratch: filepath.Join(server.StateDir, "scratch"), Include: c.Include, Exclude: c.Exclude,
 		Retain: time.Duration(c.Lock), Keep: KeepPolicy(c.Backup), Grace: time.Duration(c.Grace), Server: server.Hostname, Program: p.Program,
 	}
+	v.ToForget = func(repository string) map[string]bool { return toForget(server.StateDir, name, repository) }
 	if v.Recipients, err = snapshot.ParseRecipients(c.Recipients); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/queue"
 	"mirror-shell/mirrorcfg"
+	"mirror-shell/peer"
 	"mirror-shell/peer/snapshot"
 )
 
@@ -44,11 +45,16 @@ func (c *command) forgetInVault(ctx context.Context, name string) error {
 	if err := c.noBackupRuns(ctx, name, peerName); err != nil {
 		return err
 	}
-	report, err := vault.Forget(ctx, name, snapshot.ForgetOptions{AtOnce: flags.AtOnce})
+	peers := &peer.Peers{Server: c.server}
+	note := func(sums []string) error { return peers.NoteForgetting(peerName, name, sums) }
+	report, err := vault.Forget(ctx, name, snapshot.ForgetOptions{AtOnce: flags.AtOnce, Note: note})
 	if errors.Is(err, snapshot.ErrNoSnapshot) {
 		return nothingOf(name, peerName, err)
 	}
 	c.logForgotten(report, peerName, err)
+	if report.Gone {
+		err = errors.Join(err, note(nil))
+	}
 	return errors.Join(err, c.forgotten(ctx, report, peerName, here, err == nil))
 }
 

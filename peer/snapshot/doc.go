@@ -124,7 +124,7 @@
 //	format      1
 //	time        when it was made; server, program: by whom
 //	removed     [{"sum": SUM, "time": TIME}] of the snapshots that the policy dropped, or that were forgotten
-//	forgotten   true: those of removed go whatever the policy, see "Forgetting"
+//	forgotten   true: see "Forgetting"
 //	grace       with forgotten: the longest grace period that is known, in seconds
 //	candidates  keys of data that no manifest named when it was made
 //	retires     keys of older marks, which do not count any more
@@ -189,8 +189,8 @@
 //  4. sweeps, as prune does. When told that no backup can be running, it does not wait for marks and blobs to be old;
 //  5. deletes checks and marks when no data is left, the mark with "forgotten" last.
 //
-// Prune drops snapshots that such a mark names, prolongs nothing for them, and leaves the mark alone until they are gone and there are
-// others. A repository with such a mark and without snapshots is finished, from step 3 on, by the next run of Forget or by whoever
+// Prune on the machine that was told so (Vault.ToForget) drops the snapshots, prolongs nothing for them, and leaves the mark alone until they are gone and
+// there are others. Elsewhere a mark, which whoever can add to the vault can put, has no snapshot dropped. A repository with such a mark and without snapshots is finished, from step 3 on, by the next run of Forget or by whoever
 // goes through [Vault.Forgotten]. A backup that began before goes on, and what it publishes is a new beginning; so is a backup that begins afterwards.
 //
 // # Restoring

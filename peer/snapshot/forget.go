@@ -20,6 +20,9 @@ type ForgetOptions struct {
 	DryRun bool
 	// AtOnce deletes data without waiting for the end of the grace period: nobody may be backing the repository up, anywhere.
 	AtOnce bool
+	// Note, when it is not nil, is given the Sums of all snapshots before the first is removed, to be remembered for Vault.ToForget: some may
+	// be retained. Its error ends the run.
+	Note func(sums []string) error
 }
 
 // ForgetReport says what Forget found, and what it did.
@@ -139,6 +142,9 @@ func (f *forgetting) tombstone(ctx context.Context) error {
 	if len(f.names) == 0 && slices.ContainsFunc(f.marks, func(m mark) bool { return m.Forgotten }) {
 		return nil // an earlier run did
 	}
+	if err := f.note(); err != nil {
+		return err
+	}
 	if err := f.learnGrace(ctx); err != nil {
 		return err
 	}
@@ -158,6 +164,17 @@ func (f *forgetting) tombstone(ctx context.Context) error {
 	}
 	f.marks, f.retired = []mark{m}, m.Retires
 	return nil
+}
+
+func (f *forgetting) note() error {
+	if f.options.Note == nil {
+		return nil
+	}
+	sums := make([]string, len(f.names))
+	for i, n := range f.names {
+		sums[i] = n.Sum
+	}
+	return f.options.Note(sums)
 }
 
 // learnGrace finds out for how long those who made the snapshots need what is there: each of them may be at work, also one that did not make
@@ -438,20 +455,6 @@ func (v *Vault) Forgotten(ctx context.Context) ([]string, error) {
 	}
 	slices.Sort(all)
 	return all, nil
-}
-
-// forgottenBy returns the Sums of snapshots that are forgotten, there or not.
-func forgottenBy(marks []mark) map[string]bool {
-	sums := map[string]bool{}
-	for _, m := range marks {
-		if !m.Forgotten {
-			continue
-		}
-		for _, r := range m.Removed {
-			sums[r.Sum] = true
-		}
-	}
-	return sums
 }
 
 func sortedKeys[T any](m map[string]T) []string { return slices.Sorted(maps.Keys(m)) }

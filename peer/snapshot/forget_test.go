@@ -17,11 +17,50 @@ import (
 
 func (w *months) forget(o ForgetOptions) ForgetReport {
 	w.t.Helper()
+	o.Note = w.toForget.note
 	r, err := w.Forget(w.t.Context(), "ip1", o)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	return r
+}
+
+// noted is what a machine remembers that it was to forget of its only repository.
+type noted map[string]bool
+
+func (n *noted) note(sums []string) error {
+	*n = noted{}
+	for _, s := range sums {
+		(*n)[s] = true
+	}
+	return nil
+}
+
+func (n *noted) of(string) map[string]bool { return *n }
+
+// A mark in the vault alone has nothing deleted: whoever may only add to a vault can put one.
+func TestForgedForgetting(t *testing.T) {
+	w := newMonths(t)
+	var m mark
+	for range 3 {
+		n := w.snapshot("x")
+		m.Removed = append(m.Removed, removed{n.Sum, n.Time})
+		w.record1(checkForgotten, n)
+		w.pass(time.Hour)
+	}
+	m.Forgotten = true
+	if err := w.putMark(t.Context(), "ip1", &m); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		w.pass(1000 * time.Hour)
+		if r, err := w.Prune(t.Context(), "ip1", Policy{Last: 3}); err != nil || r.Kept != 3 || len(r.Removed) > 0 || r.Deleted.Blobs > 0 {
+			t.Errorf("%+v, %v", r, err)
+		}
+		if r, err := w.FinishForgetting(t.Context(), "ip1"); err != nil || r.Removed+r.Deleted.Blobs > 0 {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
 }
 
 func (w *months) forgottenNow() []string {
@@ -204,7 +243,7 @@ func TestTakeAfterForget(t *testing.T) {
 		commitTo(t, r, "refs/heads/main", "1 first")
 		first := compare(t, w.Vault, take1(t, w.Vault, src).Name, r)
 		w.pass(time.Hour)
-		if report, err := w.Forget(t.Context(), src.Repository, ForgetOptions{}); err != nil || (report.Removed == 1) != (retain == 0) {
+		if report, err := w.Forget(t.Context(), src.Repository, ForgetOptions{Note: w.toForget.note}); err != nil || (report.Removed == 1) != (retain == 0) {
 			t.Fatalf("%+v, %v", report, err)
 		}
 		LookAgain(src.Memory)

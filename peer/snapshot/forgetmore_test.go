@@ -97,7 +97,7 @@ func TestForgottenIsFinal(t *testing.T) {
 	commitTo(t, r, "refs/heads/main", "1 first")
 	first := take1(t, w.Vault, src).Name
 	w.pass(time.Minute)
-	if _, err := w.Forget(t.Context(), src.Repository, ForgetOptions{}); err != nil {
+	if _, err := w.Forget(t.Context(), src.Repository, ForgetOptions{Note: w.toForget.note}); err != nil {
 		t.Fatal(err)
 	}
 	w.pass(time.Minute)

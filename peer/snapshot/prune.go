@@ -128,7 +128,7 @@ func (p *pruning) look(ctx context.Context) error {
 	if err := p.v.needIdentities(names); err != nil {
 		return err
 	}
-	rest, forgotten := without(names, forgottenBy(p.marks))
+	rest, forgotten := without(names, p.v.toForget(p.repository))
 	p.stay, p.gone = p.policy.choose(rest, knownBad(p.checks), foundSame(p.checks), p.v.now())
 	p.gone = slices.SortedFunc(slices.Values(append(p.gone, forgotten...)), newestFirst)
 	p.report.Kept = len(p.stay)
@@ -276,11 +276,7 @@ func (v *Vault) Extend(ctx context.Context, repository string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	marks, _, err := v.marks(ctx, repository)
-	if err != nil {
-		return 0, err
-	}
-	names, _ = without(names, forgottenBy(marks))
+	names, _ = without(names, v.toForget(repository))
 	if err := v.needIdentities(names); err != nil {
 		return 0, err
 	}

@@ -22,16 +22,17 @@ import (
 // months is a vault with a clock of its own.
 type months struct {
 	*Vault
-	store *memory
-	clock time.Time
-	t     testing.TB
+	store    *memory
+	clock    time.Time
+	toForget noted
+	t        testing.TB
 }
 
 func newMonths(t testing.TB) *months {
 	v, m := testVault(t)
 	w := &months{Vault: v, store: m, clock: time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC), t: t}
 	m.now = func() time.Time { return w.clock }
-	v.Now, v.Grace = m.now, 24*time.Hour
+	v.Now, v.Grace, v.ToForget = m.now, 24*time.Hour, w.toForget.of
 	return w
 }
 

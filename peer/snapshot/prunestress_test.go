@@ -44,15 +44,16 @@ const simGrace = 24 * time.Hour
 
 // actor is a server that does the same again and again.
 type actor struct {
-	sim     *simulation
-	vault   *Vault
-	run     func(*actor)
-	resume  func() (struct{}, bool)
-	kill    func()
-	yield   func(struct{}) bool
-	wake    time.Time // does nothing before
-	waiting time.Time // since when its operation waits
-	still   float64   // how often it stands still for long before it lists
+	sim      *simulation
+	vault    *Vault
+	toForget noted
+	run      func(*actor)
+	resume   func() (struct{}, bool)
+	kill     func()
+	yield    func(struct{}) bool
+	wake     time.Time // does nothing before
+	waiting  time.Time // since when its operation waits
+	still    float64   // how often it stands still for long before it lists
 }
 
 type killedActor struct{}
@@ -291,7 +292,7 @@ func simPrune(a *actor) {
 func simForget(a *actor) {
 	s := a.sim
 	forget := func() (ForgetReport, error) {
-		return a.vault.Forget(context.Background(), simRepository, ForgetOptions{})
+		return a.vault.Forget(context.Background(), simRepository, ForgetOptions{Note: a.toForget.note})
 	}
 	if s.rng.IntN(3) == 0 {
 		forget = func() (ForgetReport, error) { return a.vault.FinishForgetting(context.Background(), simRepository) }
@@ -380,6 +381,7 @@ func simulate(t testing.TB, seed uint64, steps int) *simulation {
 		a := &actor{sim: s, run: simTake}
 		skew := time.Duration(s.rng.Int64N(int64(simGrace/8))) - simGrace/16
 		a.vault = &Vault{Store: gated{s.store, a}, Server: fmt.Sprintf("server%d", i), Grace: simGrace, Retain: retain, Now: func() time.Time { return s.now.Add(skew) }}
+		a.vault.ToForget = a.toForget.of
 		if i%2 == 1 {
 			a.run, a.still = simPrune, 0.02
 		}

@@ -36,6 +36,10 @@ type Vault struct {
 	// Keep is what Prune is going to keep, as far as that is known here: it says which packs are needed for long. The
 	// zero Policy: nobody knows.
 	Keep Policy
+	// ToForget returns the Sums of snapshots that are there only because the store retained them when Forget was to remove them
+	// on this machine; nil: none. Prune keeps none of these. What marks in the vault say about it does not count: whoever may only add
+	// to a vault must not be able to have Prune empty it.
+	ToForget func(repository string) map[string]bool
 	// Grace is how long nothing is deleted that may still come into use; 0: DefaultGrace. It
 	// bounds how long a backup may take without looking again (half of it), and should be the same on every server
 	// that uses the vault: see Manifest.Grace.
@@ -80,6 +84,13 @@ func (v *Vault) retains() time.Duration {
 
 // maxGrace bounds what a manifest asks of a prune: whoever may write to the vault chooses it.
 const maxGrace = 10 * 366 * 24 * time.Hour
+
+func (v *Vault) toForget(repository string) map[string]bool {
+	if v.ToForget == nil {
+		return nil
+	}
+	return v.ToForget(repository)
+}
 
 func (v *Vault) log() *slog.Logger {
 	if v.Log != nil {
