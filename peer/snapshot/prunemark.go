@@ -73,6 +73,9 @@ func (v *Vault) marks(ctx context.Context, repository string) (valid []mark, ret
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // merged into another one since the listing: which then says no less
 		}
+		if err != nil && !errors.Is(err, ErrDamaged) {
+			return nil, nil, err
+		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("%w: delete every mark of this repository, which is always safe and only costs another grace period", err)
 		}
