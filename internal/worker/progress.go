@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
@@ -19,6 +20,7 @@ type progress struct {
 	bars   *mpb.Progress // nil: nothing is shown
 	stage  *stage
 	bytes  *stage // beside it
+	wrote  atomic.Bool
 }
 
 // stage is one bar. Its methods may be called by any number of goroutines; those of nil do nothing.
@@ -51,6 +53,7 @@ func sizedFor(file *os.File) []mpb.ContainerOption {
 func (p *progress) Write(text []byte) (int, error) {
 	if p.bars != nil {
 		if n, err := p.bars.Write(text); !errors.Is(err, mpb.ErrDone) {
+			p.wrote.Store(true)
 			return n, err
 		}
 	}
@@ -126,7 +129,15 @@ func (p *progress) end() {
 // Close ends the last stage and leaves the terminal to others. It may be called again.
 func (p *progress) Close() {
 	p.end()
-	if p.bars != nil {
-		p.bars.Wait()
+	if p.bars == nil {
+		return
 	}
+	if p.wrote.Swap(false) {
+		// Lines are held back until bars are drawn, and lost when none is drawn any more. One that is gone before
+		// anybody sees it has them drawn.
+		last := p.bars.New(1, mpb.NopStyle())
+		last.Abort(true)
+		last.Wait()
+	}
+	p.bars.Wait()
 }

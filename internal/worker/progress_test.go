@@ -80,6 +80,26 @@ func TestProgressOnATerminalWithoutSize(t *testing.T) {
 	}
 }
 
+// What is said last is seen, whether bars are done by then or not.
+func TestProgressLastLine(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	for done := range int64(13) {
+		terminal, written := openTerminal(t)
+		p := newProgress(terminal, false)
+		p.Stage("repositories", 12).Done(done)
+		if done%2 == 0 {
+			p.end()
+		}
+		fmt.Fprintln(p, "a line")
+		p.Close()
+		fmt.Fprintln(p, "another")
+		p.Close()
+		if text := written(); !strings.Contains(text, "a line\r\n") || !strings.HasSuffix(text, "another\r\n") || strings.Contains(text, "\n\r\n") {
+			t.Errorf("%d: %q", done, text)
+		}
+	}
+}
+
 func TestProgressOnATerminal(t *testing.T) {
 	t.Setenv("TERM", "xterm")
 	terminal, written := openTerminal(t)
