@@ -24,7 +24,7 @@ func (c *command) notifyMeanwhile(ctx context.Context, first time.Duration, log 
 }
 
 // scheduleTroubles is how the schedules are kept, for whom people want to be told by. While a daemon runs only that knows: its
-// configuration, with which it started, may be another than ours. A schedule that no daemon has ever kept has no time
+// configuration, with which it started, may be another than ours, and what was missed before it began it is about to make up for. A schedule that no daemon has ever kept has no time
 // from which on it is late: status and doctor tell of it.
 func (c *command) scheduleTroubles(now time.Time) (all []notify.Schedule, known bool) {
 	holder, running, err := queue.WorkerHolder(c.server.StateDir)
@@ -45,6 +45,9 @@ func (c *command) scheduleTroubles(now time.Time) (all []notify.Schedule, known 
 			trouble.Problem, trouble.Since = s.problem, s.record.Failing
 		case !s.overdue.IsZero():
 			trouble.Problem, trouble.Since = s.problem, s.overdue
+			if s.overdue.Before(c.serving) {
+				trouble.Since = c.serving
+			}
 		}
 		all = append(all, trouble)
 	}

@@ -156,6 +156,8 @@ func TestScheduleTroubles(t *testing.T) {
 	if !known || !strings.Contains(all[0].Problem, "was not made") || now.Sub(all[0].Since) < 4*time.Hour || now.Sub(all[0].Since) > 5*time.Hour {
 		t.Errorf("%+v, %v", all, known)
 	}
+	c.serving = now.Add(-time.Minute)
+	want("missed before serve began", c.serving, "was not made")
 	if err := os.WriteFile(c.scheduleFile("vault"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}

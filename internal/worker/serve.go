@@ -58,6 +58,7 @@ func (c *command) serve(ctx context.Context) (err error) {
 	log.Info("serving", "hostname", c.server.Hostname, "config", c.server.File, "state_dir", c.server.StateDir)
 	peers, stop := c.newPeers()
 	defer stop()
+	c.serving = time.Now()
 	unschedule := c.keepSchedules(ctx, schedules, peers, log)
 	notifier, quiet := c.notifyMeanwhile(ctx, 0, log)
 	err = c.newWorker(peers, notifier, log).Serve(ctx)

@@ -104,6 +104,7 @@ type command struct {
 	server  *mirrorcfg.Server
 	queue   *queue.Queue
 	metrics *metrics.Metrics // of serve; nil: nobody asks for them
+	serving time.Time        // since when serve keeps the schedules; zero: this is not serve
 }
 
 func openQueue(ctx context.Context, server *mirrorcfg.Server) (*queue.Queue, error) {
