@@ -109,17 +109,16 @@ func (p Policy) choose(names []Name, bad map[string]bool, runs map[string][]stri
 }
 
 // keepWithin adds what Within keeps of names, which are sorted newest first: all since that time, and the newest one
-// before it that is not bad. That was the repository's state until the first of the others was taken.
+// at or before it that is not bad. That was the repository's state until the first of the others was taken.
 func (p Policy) keepWithin(since time.Time, names []Name, bad, keep map[string]bool) {
 	if p.Within <= 0 {
 		return
 	}
 	for _, n := range names {
-		before := n.Time.Before(since)
-		if before && bad[n.Sum] {
+		if n.Time.Before(since) && bad[n.Sum] {
 			continue
 		}
-		if keep[n.Key()] = true; before || n.Time.Equal(since) {
+		if keep[n.Key()] = true; !n.Time.After(since) && !bad[n.Sum] {
 			return
 		}
 	}

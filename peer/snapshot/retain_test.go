@@ -40,6 +40,7 @@ func TestPolicyChooses(t *testing.T) {
 		{"months", Policy{Monthly: 3}, nil, []int{0, 7, 8}},
 		{"years", Policy{Yearly: 3}, nil, []int{0, 9}},
 		{"within includes its border", Policy{Within: 50 * time.Minute}, nil, []int{0, 1, 2}},
+		{"a bad one at its border is not the state it began with", Policy{Within: 50 * time.Minute}, []int{2}, []int{0, 1, 2, 3}},
 		{"rules add up", Policy{Last: 2, Monthly: 2}, nil, []int{0, 1, 7}},
 		{"a bad one is kept as the latest, and not for its day", Policy{Daily: 1}, []int{0}, []int{0, 1}},
 		{"a day with bad ones only keeps the newest of them", Policy{Daily: 2}, []int{3, 4}, []int{0, 3}},
