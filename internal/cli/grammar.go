@@ -153,8 +153,8 @@ type RestoreCmd struct {
 	From         string   `help:"Backup peer (may be left out when there is one only)." placeholder:"PEER"`
 	At           *string  `help:"Restore what was the latest snapshot then: \"2026-11-22 03:55\", \"3 days ago\", or a time with a zone (default: the latest of all)." placeholder:"TIME" xor:"when"`
 	ID           *string  `name:"id" help:"Restore the run that was given this ID." placeholder:"ID" xor:"when"`
-	Into         string   `help:"Make the repositories below this directory (either this or --in-place is needed)." placeholder:"DIR" xor:"where" required:""`
-	InPlace      bool     `help:"Make them below repo_base, in place of what is there, which is moved aside." xor:"where" required:""`
+	Into         string   `help:"Make the repositories below this directory (either this or --in-place is needed)." placeholder:"DIR" xor:"where"`
+	InPlace      bool     `help:"Make them below repo_base, in place of what is there, which is moved aside." xor:"where"`
 	All          bool     `help:"Every repository in the vault."`
 	Check        string   `help:"What is checked before a repository is put in its place: checksums, or in full also every object and all history (full, checksums)." enum:"full,checksums" default:"full" placeholder:"HOW"`
 	WithoutHooks bool     `help:"Leave out hooks and config, which are code that runs on this server: for a vault that others may write to."`
@@ -182,7 +182,7 @@ type PruneCmd struct {
 	KeepWeekly   int           `help:"The same for weeks." placeholder:"N"`
 	KeepMonthly  int           `help:"The same for months." placeholder:"N"`
 	KeepYearly   int           `help:"The same for years." placeholder:"N"`
-	KeepWithin   time.Duration `help:"Keep all that are not older than this, e.g. 720h." placeholder:"TIME"`
+	KeepWithin   time.Duration `aliases:"within" help:"Keep all that are not older than this, e.g. 720h; --within is the same." placeholder:"TIME"`
 	KeepID       []string      `name:"keep-id" help:"Keep what belongs to the run with this ID." placeholder:"ID"`
 	DryRun       bool          `short:"n" help:"Only say what would be removed."`
 	JSON         bool          `name:"json" help:"Print the result as JSON."`

@@ -57,6 +57,9 @@ func (c *command) restore(ctx context.Context) error {
 	if c.Restore.All == (len(c.Restore.Repositories) > 0) {
 		return cli.Usage{Message: "name repositories, or give --all"}
 	}
+	if c.Restore.Into == "" && !c.Restore.InPlace {
+		return cli.Usage{Message: "say where to, with --into DIR or --in-place"}
+	}
 	r := &restoreRun{command: c, began: time.Now()}
 	// What is given and empty comes from a script whose variable was not set: the latest is not what it wants.
 	if c.Restore.ID != nil {
