@@ -71,7 +71,7 @@ const (
 // argumentKind says what a command's argument is, by its name in the grammar.
 func argumentKind(node *kong.Node, argument *kong.Value) string {
 	switch argument.Name {
-	case "repo", "repo|glob":
+	case "repo", "repo|glob", "old":
 		return kindRepositories
 	case "peer", "peer|key":
 		return kindPeers
@@ -89,7 +89,7 @@ func argumentKind(node *kong.Node, argument *kong.Value) string {
 // flagKind says what a flag's value is, by its placeholder.
 func flagKind(flag *kong.Flag) string {
 	switch placeholder(flag) {
-	case "FILE", "PATH|URL":
+	case "FILE", "DIR", "PATH|URL":
 		return kindFile
 	case "PEER":
 		return kindPeers

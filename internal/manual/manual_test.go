@@ -256,6 +256,8 @@ func TestBash(t *testing.T) {
 		{"remove-user _", "alice"},
 		{"remove-peer _", "sam gollum"},
 		{"add-peer s", "sam.pub"},
+		{"restore ip1 --into s", "sam.pub"},
+		{"rename i", "ip1"},
 		{"doctor _", ""},
 		{"peer _", ""}, // hidden commands are none
 		{"nonsense --", ""},

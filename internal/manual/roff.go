@@ -71,7 +71,7 @@ func (w *page) item(term, text string) {
 
 // Commands is mirror-shell(1), made from the grammar.
 func Commands(app *kong.Application, p Page) string {
-	w := newPage("mirror-shell", 1, "git mirroring: every repository in more than one place", p)
+	w := newPage("mirror-shell", 1, "git mirroring and backup: every repository in more than one place", p)
 	w.section("SYNOPSIS")
 	w.line(`\fBmirror\-shell\fR [\fIflags\fR] \fIcommand\fR …`)
 	w.section("DESCRIPTION")
