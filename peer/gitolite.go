@@ -148,10 +148,12 @@ func (p *Peers) MakeFirst(repoDir, name string) bool {
 // sendToGitolite sends what a gitolite takes, if it is news. One that has turned out to be empty
 // may have been made anew.
 func (h *metaSync) sendToGitolite(ctx context.Context) error {
-	if !h.isWild() || h.wild.tried || !h.newRest() && !h.empty {
-		return nil
+	if h.isWild() && !h.wild.tried && (h.newRest() || h.empty) {
+		if err := h.sendWild(ctx); err != nil {
+			return err
+		}
 	}
-	return h.sendWild(ctx)
+	return h.give(ctx)
 }
 
 // sendWild sends creator and permissions. The error is that nothing was found out about
@@ -172,7 +174,10 @@ func (h *metaSync) sendWild(ctx context.Context) error {
 	case err != nil:
 		h.wild.refused = "gl-perms was not sent: " + err.Error()
 	}
-	why, err := h.runWild(ctx, command, perms)
+	why, err := h.runThere(ctx, command, perms)
+	if err != nil {
+		err = fmt.Errorf("gl-creator and gl-perms: %w", err)
+	}
 	if why != "" {
 		h.wild.said, h.wild.refused = why, fmt.Sprintf("gl-creator and gl-perms were not taken: %s says: %s", h.name, why)
 		h.wild.advice = wildAdvice(why, strings.TrimSuffix(*h.data.Creator, "\n"), h.hostname, h.name, h.src.Config.Name)
@@ -180,8 +185,9 @@ func (h *metaSync) sendWild(ctx context.Context) error {
 	return err
 }
 
-// runWild is the exchange. It returns why the peer refuses, or the error by which that is not known.
-func (h *metaSync) runWild(ctx context.Context, command, perms string) (why string, err error) {
+// runThere runs a command of a gitolite's. It returns why the peer refuses, or the error by
+// which that is not known.
+func (h *metaSync) runThere(ctx context.Context, command, input string) (why string, err error) {
 	var said heldBack
 	conn, err := h.open(ctx, command, &said)
 	if err != nil {
@@ -189,7 +195,7 @@ func (h *metaSync) runWild(ctx context.Context, command, perms string) (why stri
 	}
 	defer conn.cancel()
 	_, err = h.exchange(conn, func(w io.Writer) error {
-		_, err := io.WriteString(w, perms)
+		_, err := io.WriteString(w, input)
 		return err
 	})
 	if err == nil {
@@ -197,7 +203,7 @@ func (h *metaSync) runWild(ctx context.Context, command, perms string) (why stri
 	}
 	why = gitoliteRefusal(said.String())
 	if ctx.Err() != nil || errors.Is(err, ErrUnreachable) && why == "" { // perl's exit status may be ssh's own
-		return "", fmt.Errorf("gl-creator and gl-perms: %w", err)
+		return "", err
 	}
 	if why == "" {
 		why = proc.OneLine(err.Error(), maxRefusal)
@@ -235,6 +241,9 @@ func gitoliteRefusal(said string) string {
 		line = strings.TrimPrefix(strings.TrimSpace(line), "remote: ")
 		if text, ok := strings.CutPrefix(line, "FATAL: "); ok {
 			return proc.OneLine(text, maxRefusal)
+		}
+		if line == "You are not authorised" { // symbolic-ref, a script of another kind
+			return line
 		}
 		if strings.HasPrefix(line, "Invalid role ") {
 			text, _, _ := strings.Cut(line, ";")

@@ -19,11 +19,15 @@ import (
 
 // fakeGitolite answers as a gitolite 3 does, in front of a copy.
 type fakeGitolite struct {
+	copy    *peertest.Repo
 	user    string // whom it takes us for
 	missing bool   // the copy is not there
 	refuses string // what it says to perms -c, if it refuses
+	// enabled has the commands for HEAD and the description, with what they refuse by.
+	enabled map[string]string
 
-	got []string // commands that set permissions, each with what it read
+	head, description string   // as they were set
+	got               []string // commands that set permissions, each with what it read
 }
 
 func (g *fakeGitolite) run(command string, in io.Reader, out, stderr io.Writer) error {
@@ -45,6 +49,19 @@ func (g *fakeGitolite) run(command string, in io.Reader, out, stderr io.Writer) 
 		g.missing = false
 		return err
 	}
+	if refuses, ok := g.enabled[verb]; ok && refuses != "" {
+		fmt.Fprintln(stderr, refuses)
+		return errors.New("exit status 1")
+	} else if ok {
+		args := strings.SplitN(command, " ", 3)
+		if head, ok := strings.CutPrefix(args[2], "HEAD "); ok && verb == "symbolic-ref" {
+			g.copy.Git("symbolic-ref", "HEAD", head)
+			g.head = head
+		} else {
+			g.description = args[2]
+		}
+		return nil
+	}
 	fmt.Fprintf(stderr, "FATAL: unknown git/gitolite command: '%s'\n", command)
 	return errors.New("exit status 25")
 }
@@ -52,7 +69,7 @@ func (g *fakeGitolite) run(command string, in io.Reader, out, stderr io.Writer) 
 // newGitolite is a repository of alice's, and a gitolite to which it is mirrored.
 func newGitolite(t *testing.T) (*peertest.Fixture, *local) {
 	f, transport := newFixture(t, time.Minute)
-	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo", missing: true}
+	transport.foreign, transport.wild = true, &fakeGitolite{copy: transport.copy, user: "server-frodo", missing: true}
 	f.Write("gl-creator", "alice")
 	f.Commit("refs/heads/main")
 	return f, transport
@@ -69,13 +86,13 @@ func TestGitoliteWild(t *testing.T) {
 		change          func()
 		verbs, got, not string
 	}{
-		{func() {}, "info CREATOR=alice git-receive-pack", sets, "HEAD"},
+		{func() {}, "info CREATOR=alice git-receive-pack symbolic-ref", sets, "HEAD"},
 		{func() { f.Commit("refs/heads/main") }, "git-receive-pack", "", "HEAD"},
 		{func() { f.Write("gl-perms", "READERS bob\n") }, "git-receive-pack CREATOR=alice", sets + "READERS bob\n", "HEAD"},
 		{func() { f.Commit("refs/heads/main") }, "git-receive-pack", "", "HEAD"},
-		{func() { f.Write("description", "x\n") }, "git-receive-pack CREATOR=alice", sets + "READERS bob\n", "HEAD description"},
+		{func() { f.Write("description", "x\n") }, "git-receive-pack CREATOR=alice desc", sets + "READERS bob\n", "HEAD description"},
 		{func() { transport.wild.missing = true; f.Copy.Repo.Git("update-ref", "-d", "refs/heads/main") },
-			"git-receive-pack CREATOR=alice git-receive-pack", sets + "READERS bob\n", "HEAD description"},
+			"git-receive-pack CREATOR=alice git-receive-pack symbolic-ref desc", sets + "READERS bob\n", "HEAD description"},
 		{func() { os.Remove(filepath.Join(f.Dir, "gl-perms")) }, "git-receive-pack CREATOR=alice", sets, "HEAD description"},
 	} {
 		c.change()
@@ -108,8 +125,8 @@ func TestGitoliteRefuses(t *testing.T) {
 		t.Errorf("sent %d times", n)
 	}
 	transport.wild.missing = false
-	want := "HEAD was not sent: sam does not take it; gl-creator and gl-perms were not taken: sam says: repo does not exist, or you are not authorised: " + advice
-	for _, verbs := range []string{"CREATOR=alice git-receive-pack", "git-receive-pack"} {
+	want := noHead + "; gl-creator and gl-perms were not taken: sam says: repo does not exist, or you are not authorised: " + advice
+	for _, verbs := range []string{"CREATOR=alice git-receive-pack symbolic-ref", "git-receive-pack"} {
 		transport.verbs()
 		if out := f.MustSync(); out.Note != want {
 			t.Errorf("note %q, want %q", out.Note, want)
@@ -124,7 +141,7 @@ func TestGitoliteRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	transport.wild.refuses = ""
-	if out := f.MustSync(); out.Note != "HEAD was not sent: sam does not take it" {
+	if out := f.MustSync(); out.Note != noHead {
 		t.Errorf("note %q", out.Note)
 	}
 }
@@ -174,7 +191,7 @@ func TestGitoliteParts(t *testing.T) {
 	}
 	f.SetAll(refs)
 	f.MustSync()
-	if verbs := transport.verbs(); verbs != "git-receive-pack info git-receive-pack git-receive-pack git-receive-pack" {
+	if verbs := transport.verbs(); verbs != "git-receive-pack info symbolic-ref git-receive-pack git-receive-pack git-receive-pack" {
 		t.Errorf("commands sent: %s", verbs)
 	}
 	f.CheckRefs(f.Refs())

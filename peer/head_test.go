@@ -16,7 +16,7 @@ func TestForeignPeer(t *testing.T) {
 	f, transport := newFixture(t, time.Minute)
 	transport.foreign = true
 	f.Commit("refs/heads/main")
-	for _, want := range []string{"git-receive-pack mirror-meta info", "git-receive-pack"} {
+	for _, want := range []string{"git-receive-pack mirror-meta info info", "git-receive-pack"} {
 		if out := f.MustSync(); out.Note != "HEAD was not sent: sam does not take it" {
 			t.Errorf("note %q", out.Note)
 		}
@@ -39,7 +39,7 @@ func TestForeignPeer(t *testing.T) {
 	}
 	// The branch that its HEAD points to cannot be deleted, and that is said.
 	f.Delete("refs/heads/main")
-	f.SyncFails("refs/heads/main (deletion of the current branch prohibited)")
+	f.SyncFails("refs/heads/main (deletion of the current branch prohibited): HEAD points to it on sam and does not travel: on sam, git symbolic-ref HEAD refs/heads/trunk")
 }
 
 // One connection is enough when HEAD is what it was.

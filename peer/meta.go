@@ -31,6 +31,8 @@ type metaSync struct {
 	sent    bool     // by this Sync
 	foreign bool     // the peer was found not to take it, by this Sync
 	wild    wildSync // what a gitolite takes of it
+	given   bool     // HEAD and description, to a gitolite, by this Sync
+	stays   bool     // a branch that could not be deleted, because a gitolite's HEAD points to it
 }
 
 // look finds out what there is to send.
@@ -39,6 +41,9 @@ func (h *metaSync) look(ctx context.Context) (err error) {
 		return err
 	}
 	h.hash, h.known = h.data.Hash(), meta.Known(h.src.Repo.Dir, h.name)
+	if h.src.Asked {
+		h.known = h.known.Refused()
+	}
 	target, err := h.src.Repo.Head(ctx)
 	switch {
 	case err != nil:
@@ -56,7 +61,10 @@ func (h *metaSync) look(ctx context.Context) (err error) {
 // newHead reports whether the peer is to be told of HEAD.
 func (h *metaSync) newHead() bool {
 	known, _ := h.log.Confirmed("HEAD")
-	return h.target != "" && known != "ref:"+h.target && known != "!ref:"+h.target
+	if h.target != "" && known == "!ref:"+h.target {
+		return h.src.Asked && h.known.Head.New(h.target) || h.known.Head.Due()
+	}
+	return h.target != "" && known != "ref:"+h.target
 }
 
 // newRest reports whether the peer is to be told of the rest.
@@ -64,7 +72,7 @@ func (h *metaSync) newRest() bool { return h.known.New(h.hash) }
 
 // before sends what is news.
 func (h *metaSync) before(ctx context.Context) error {
-	if h.newHead() || h.newRest() {
+	if h.newHead() || h.newRest() || h.known.Description.Due() {
 		return h.send(ctx)
 	}
 	return nil
@@ -95,6 +103,9 @@ func (h *metaSync) after(ctx context.Context, refsErr error) error {
 			return err
 		}
 	}
+	if !h.foreign && h.stays {
+		return h.known.Save(h.src.Repo.Dir, h.name)
+	}
 	if !h.foreign {
 		return nil
 	}
@@ -104,7 +115,7 @@ func (h *metaSync) after(ctx context.Context, refsErr error) error {
 		}
 	}
 	if !h.wild.tried && !h.newRest() {
-		return nil // and what was noted about it then stays noted
+		return h.known.Save(h.src.Repo.Dir, h.name) // and what was noted about it then stays noted
 	}
 	return h.record(h.notTaken())
 }
@@ -113,7 +124,10 @@ func (h *metaSync) after(ctx context.Context, refsErr error) error {
 func (h *metaSync) note() string {
 	notes := h.notes
 	if known, _ := h.log.Confirmed("HEAD"); h.target != "" && (h.foreign || known == "!ref:"+h.target) {
-		notes = append(notes, "HEAD was not sent: "+h.name+" does not take it")
+		notes = append(notes, h.headNote()...)
+	}
+	if why := h.known.Description.Why; why != "" {
+		notes = append(notes, why)
 	}
 	if h.known.Hash == h.hash && h.known.Note != "" {
 		notes = append(notes, h.known.Note)
@@ -128,6 +142,9 @@ func (h *metaSync) notTaken() string {
 	if h.wild.tried {
 		names = slices.DeleteFunc(names, func(name string) bool { return name == "gl-creator" || name == "gl-perms" })
 	}
+	if h.given {
+		names = slices.DeleteFunc(names, func(name string) bool { return name == "description" })
+	}
 	var notes []string
 	if len(names) > 0 {
 		notes = append(notes, strings.Join(names, ", ")+" not sent: "+h.name+" does not take it")
@@ -139,7 +156,7 @@ func (h *metaSync) notTaken() string {
 }
 
 func (h *metaSync) record(note string) error {
-	h.known = meta.Record{Hash: h.hash, Note: note}
+	h.known = meta.Record{Hash: h.hash, Note: note, Head: h.known.Head, Description: h.known.Description}
 	if h.wild.refused != "" {
 		h.known.Again = time.Now().Add(refusedFor).Unix()
 	}
@@ -165,9 +182,10 @@ func (h *metaSync) send(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	h.foreign = true
-	if h.isWild() && h.gitolite(ctx) {
+	if h.gitolite(ctx) {
 		return h.sendToGitolite(ctx)
 	}
+	h.known.Head, h.known.Description = meta.Given{}, meta.Given{} // if it ever was one
 	return nil
 }
 
@@ -175,6 +193,7 @@ func (h *metaSync) send(ctx context.Context) error {
 // older server, which takes HEAD alone.
 func (h *metaSync) taken(answer *meta.Answer) error {
 	h.sent = true
+	h.known.Head, h.known.Description = meta.Given{}, meta.Given{} // that of a gitolite
 	note := ""
 	switch {
 	case answer == nil:

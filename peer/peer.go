@@ -53,6 +53,8 @@ type Source struct {
 	Progress func(stage string, done, total int64)
 	// Several is true when other peers get the same, perhaps at the same time.
 	Several bool
+	// Asked is true when somebody asks for this very copy: what the peer has refused is sent again.
+	Asked bool
 }
 
 // Outcome is what a Sync that did not fail has to tell.
@@ -249,7 +251,7 @@ func (p *Peers) syncRefs(ctx context.Context, job Job, say io.Writer) (Outcome, 
 		return Outcome{}, err
 	}
 	slaves, _ := cfg.Expand(server.Hostname, mirrorcfg.SlavesKey, mirrorcfg.SyncKey) // a mistake there is the hook's to tell
-	return opened.Sync(ctx, Source{Config: cfg, Repo: repo, ID: job.ID, Progress: job.Progress, Several: len(slaves) > 1}, say)
+	return opened.Sync(ctx, Source{Config: cfg, Repo: repo, ID: job.ID, Progress: job.Progress, Several: len(slaves) > 1, Asked: !job.Listed}, say)
 }
 
 // lock finds a repository, waits for the lock of (repository, peer) and returns

@@ -14,6 +14,7 @@ import (
 func (r *syncRun) judge(todo plan, report sendpack.Report, said *remoteLines) error {
 	var accepted []refset.Entry
 	var refused, refs []string
+	kept := "" // a branch that its HEAD protects
 	told := teller{say: r.say}
 	for _, c := range todo.commands {
 		failure, ok := report.Refs[c.Ref]
@@ -27,6 +28,9 @@ func (r *syncRun) judge(todo plan, report sendpack.Report, said *remoteLines) er
 		told.line(describe(c, r.zero, failure))
 		if failure != "" {
 			refused, refs = append(refused, c.Ref+" ("+failure+")"), append(refs, c.Ref)
+			if strings.Contains(failure, "deletion of the current branch") {
+				kept = c.Ref
+			}
 			continue
 		}
 		if c.New == r.zero {
@@ -42,6 +46,9 @@ func (r *syncRun) judge(todo plan, report sendpack.Report, said *remoteLines) er
 	}
 	if report.Unpack != "" {
 		return fmt.Errorf("%s could not store the objects: %s: %s", r.name, proc.OneLine(report.Unpack, 200), notStored(r.name, said.complaint()))
+	}
+	if advice := r.head.stuck(kept); len(refused) > 0 && advice != "" {
+		return &refusedRefs{r.name, refused, len(todo.commands), advice}
 	}
 	if len(refused) > 0 {
 		return &refusedRefs{r.name, refused, len(todo.commands), refusal(r.name, said.reason(refs))}

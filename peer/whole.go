@@ -203,10 +203,15 @@ func (r *syncRun) tellOp(ctx context.Context, op repos.Op) error {
 	return nil
 }
 
-// NewMeta reports whether a copy is to be told of the metadata with that hash; the
-// directory is the repository's. A backup has files of its own way.
-func (p *Peers) NewMeta(repoDir, name, hash string) bool {
-	return p.Kind(name) != KindBackup && meta.Known(repoDir, name).New(hash)
+// NewMeta reports whether a copy is to be told of the metadata with that hash, or, where
+// nobody can see its HEAD, of HEAD, which points to head; the directory is the repository's.
+// A backup has files of its own way.
+func (p *Peers) NewMeta(repoDir, name, hash, head string) bool {
+	if p.Kind(name) == KindBackup {
+		return false
+	}
+	known := meta.Known(repoDir, name)
+	return known.New(hash) || known.Due(head)
 }
 
 func printable(s string) string { return proc.OneLine(s, 120) }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -191,7 +192,43 @@ type Record struct {
 	// Again is from when on (Unix time, seconds) what a peer refused is to be sent again; 0: it
 	// has refused nothing.
 	Again int64 `json:"again,omitzero"`
+	// Head and Description are what a gitolite was given one by one.
+	Head        Given `json:"head,omitzero"`
+	Description Given `json:"description,omitzero"`
 }
+
+// Given is what a gitolite was given by a command of its own, which refuses for itself.
+type Given struct {
+	Value string `json:"value"`
+	Why   string `json:"why,omitempty"`  // in words, why it was not taken; "" when it was
+	Again int64  `json:"again,omitzero"` // from when on (Unix time, seconds) a refused one is to be sent again
+}
+
+// New reports whether the value is to be sent: it is another, or was refused some time ago.
+func (g Given) New(value string) bool { return g.Value != value || g.Due() }
+
+// Due reports whether the value was refused, and is to be sent again.
+func (g Given) Due() bool { return g.Why != "" && time.Now().Unix() >= g.Again }
+
+// Refused is the record as it is to be believed when somebody asks for everything that was
+// refused to be sent again.
+func (r Record) Refused() Record {
+	if r.Note != "" {
+		r.Hash = unknownHash
+	}
+	r.Head.Again, r.Description.Again = 0, 0
+	return r
+}
+
+// Due reports whether something of what a gitolite is given one by one is to be sent, where
+// HEAD points to head.
+func (r Record) Due(head string) bool {
+	newHead := r.Head.Value != "" && r.Head.Value != head && strings.HasPrefix(head, "refs/heads/")
+	return newHead || r.Head.Due() || r.Description.Due()
+}
+
+// unknownHash differs from everything: it is sent again.
+const unknownHash = "?"
 
 // New reports whether a peer of which this is known is to be told of the metadata with
 // that hash.
@@ -206,7 +243,7 @@ func Known(repoDir, peer string) Record {
 	var r Record
 	text, err := os.ReadFile(recordFile(repoDir, peer))
 	if err == nil && json.Unmarshal(text, &r) != nil {
-		return Record{Hash: "?"} // differs from everything: it is sent again
+		return Record{Hash: unknownHash}
 	}
 	return r
 }

@@ -299,7 +299,7 @@ func TestRecord(t *testing.T) {
 	if Known(repo.Dir, "sam") != (Record{}) {
 		t.Error("something is known")
 	}
-	r := Record{"abc", "a note", 0}
+	r := Record{Hash: "abc", Note: "a note", Head: Given{Value: "refs/heads/main", Why: "refused", Again: 7}, Description: Given{Value: "One"}}
 	if err := r.Save(repo.Dir, "sam"); err != nil || Known(repo.Dir, "sam") != r || Known(repo.Dir, "sam2") != (Record{}) {
 		t.Error(err, Known(repo.Dir, "sam"))
 	}

@@ -26,7 +26,7 @@
 // The last of several values that are being sent is the likeliest. VALUE is an object id of 40 or 64 lower-case hex digits, all zeros for "absent"
 // (after =) or "being deleted" (after >). REF is a full ref name. The pseudo-ref HEAD
 // may also have the value ref:NAME, a symbolic ref to NAME, or !ref:NAME, a target that the
-// peer could not be given.
+// peer could not be given by us. (To a gitolite there is another way; see package meta.)
 //
 // A last line without its LF was torn by a crash; it is ignored and cut off before the
 // next append. Any other line that does not fit is an error, a *CorruptError: nothing is guessed. The file is

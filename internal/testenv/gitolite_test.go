@@ -99,7 +99,7 @@ func TestGitoliteAsCopy(t *testing.T) {
 	shows("'frodo' is not the master for 'ip1'")
 	gl.AddConf(t, "\nrepo ip1\n    option mirror.master = frodo\n")
 	arrives(one)
-	shows("(HEAD was not sent: gl-sam does not take it)")
+	shows("(HEAD was not sent: gl-sam has not enabled gitolite's symbolic-ref")
 	if out := frodo.MustRun(t, "mirror-shell", "sync", "ip1"); !strings.HasPrefix(out, "1 copies compared: 1 equal, 0 pushed, 0 failures") {
 		t.Errorf("sync says %q", out)
 	}

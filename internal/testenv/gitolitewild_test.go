@@ -150,7 +150,7 @@ func (w *wildWorld) changed(repo string) {
 	w.has(repo, "gl-perms", "READERS bob\nREADERS carol\n")
 	w.perms(repo, "-", "carol")
 	w.has(repo, "gl-perms", "READERS bob\n")
-	w.shows(repo, "HEAD was not sent: gollum does not take it", "gl-")
+	w.shows(repo, "HEAD was not sent: gollum has not enabled gitolite's symbolic-ref", "gl-")
 }
 
 // madeAnew: a copy that is gone comes back with all of that.

@@ -148,7 +148,8 @@ func (c *command) examineForeign(ctx context.Context, peer string, err error) []
 		return []Finding{{check, fail, fmt.Sprintf("%s → %s: %s", c.server.Hostname, peer, proc.OneLine(err.Error(), 300)), do}}
 	}
 	if user, version, ok := gitoliteGreeting(text); ok {
-		return []Finding{judgeGitolite(c.server.Hostname, peer, user, version)}
+		help, _ := c.ask(ctx, peer, "help") // which may be switched off
+		return []Finding{judgeGitolite(c.server.Hostname, peer, user, version, help)}
 	}
 	if finding, ok := judgeUser(c.server.Hostname, peer, text); ok {
 		return []Finding{finding}

@@ -23,7 +23,7 @@ func TestGitoliteGreeting(t *testing.T) {
 			t.Errorf("%q: a gitolite: %t", test.text, known)
 			continue
 		}
-		if f := judgeGitolite("frodo", "gollum", user, version); known && (f.Level != test.level || !strings.Contains(f.Detail, test.says)) {
+		if f := judgeGitolite("frodo", "gollum", user, version, ""); known && (f.Level != test.level || !strings.Contains(f.Detail, test.says)) {
 			t.Errorf("%q: %+v", test.text, f)
 		}
 	}
@@ -50,7 +50,7 @@ func FuzzGitoliteGreeting(f *testing.F) {
 		if !known {
 			return
 		}
-		found := judgeGitolite("frodo", "gollum", user, version)
+		found := judgeGitolite("frodo", "gollum", user, version, "")
 		for _, r := range found.Detail + found.Do {
 			if !unicode.IsGraphic(r) {
 				t.Fatalf("%q in %q", r, found.Detail)
@@ -71,6 +71,22 @@ func TestJudgeUser(t *testing.T) {
 	} {
 		if f, got := judgeUser("frodo", "sam", text); got != want || got && (f.Level != fail || f.Do == "") {
 			t.Errorf("%q: %v, %+v", text, got, f)
+		}
+	}
+}
+
+// What travels to a gitolite depends on what its administrator has enabled.
+func TestGivenThere(t *testing.T) {
+	for _, c := range []struct{ help, want string }{
+		{"hello x\nlist of remote commands available:\n\n\tdesc\n\thelp\n\tsymbolic-ref\n",
+			"HEAD where its gitolite.conf has `RW = server-frodo`, the description where it also has `option writer-is-owner = 1`; config is for its gitolite.conf to set"},
+		{"\tdesc\n\thelp\n", "HEAD does not: for it 'symbolic-ref' has to be in ENABLE of ~/.gitolite.rc there, and `RW = server-frodo` in its gitolite.conf, " +
+			"the description where that has `RW = server-frodo` and `option writer-is-owner = 1`; config is for its gitolite.conf to set"},
+		{"\tsymbolic-ref\n", "HEAD where its gitolite.conf has `RW = server-frodo`, the description does not: for it 'desc' has to be in ENABLE of ~/.gitolite.rc there, " +
+			"and `RW = server-frodo` and `option writer-is-owner = 1` in its gitolite.conf; config is for its gitolite.conf to set"},
+	} {
+		if got := givenThere("server-frodo", c.help); got != c.want {
+			t.Errorf("%q: %q, want %q", c.help, got, c.want)
 		}
 	}
 }

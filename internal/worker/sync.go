@@ -251,7 +251,7 @@ func (r *syncRun) judge(ctx context.Context, copies []replica, standings map[str
 			different = append(different, c)
 		case r.remember(ctx, c, s) != nil: // its push will say what is wrong
 			different = append(different, c)
-		case headDiffers(c, s) || r.peers.NewMeta(c.state.Dir, c.Peer, c.state.Meta):
+		case headDiffers(c, s) || r.peers.NewMeta(c.state.Dir, c.Peer, c.state.Meta, c.state.Head):
 			different = append(different, c)
 		default:
 			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest, Note: s.Note})
