@@ -185,6 +185,8 @@ func (r *syncRun) push(ctx context.Context, how attempt) error {
 	if err == nil && r.headErr == nil { // the guard has let it through
 		r.headErr = r.head.before(ctx)
 		if errors.Is(r.headErr, ErrUnreachable) || ctx.Err() != nil {
+			conn.cancel()
+			_ = r.ended(conn, nil) // which is our doing, and says nothing
 			return r.headErr
 		}
 	}

@@ -92,7 +92,7 @@ func (w *headWorld) has(head, description string, branches ...string) {
 	}
 	refs := host.Refs(w.t, "ip1")
 	for _, branch := range branches {
-		if refs["refs/heads/"+branch] == "" || len(refs) != len(branches) {
+		if refs["refs/heads/"+branch] == "" || len(refs) != len(branches)+1 { // and HEAD
 			w.t.Errorf("gollum has %v, want %q", refs, branches)
 		}
 	}
