@@ -24,6 +24,7 @@ import (
 
 	"mirror-shell/internal/digest"
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/meta"
 	"mirror-shell/internal/refset"
 	"mirror-shell/mirrorcfg"
 )
@@ -164,7 +165,10 @@ func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt, head str
 		return err
 	}
 	entries := make([]refset.Entry, 0, len(refs)+1)
-	if head != "" {
+	if head != "" { // which only our own servers tell
+		if err := meta.ForgetGiven(repo.Dir, name); err != nil {
+			return err
+		}
 		entries = append(entries, refset.Entry{Ref: "HEAD", OID: "ref:" + head})
 	}
 	for ref, oid := range refs {
@@ -194,7 +198,7 @@ func (p *Peers) SetKnownHead(ctx context.Context, repository, name, head string)
 	if err != nil {
 		return err
 	}
-	return errors.Join(log.Confirm([]refset.Entry{{Ref: "HEAD", OID: "ref:" + head}}), log.Close())
+	return errors.Join(log.Confirm([]refset.Entry{{Ref: "HEAD", OID: "ref:" + head}}), log.Close(), meta.ForgetGiven(repo.Dir, name))
 }
 
 // Job says which copy to make equal.

@@ -266,6 +266,17 @@ func (r Record) Save(repoDir, peer string) error {
 	return durable.Replace(recordFile(repoDir, peer), text)
 }
 
+// ForgetGiven is for a peer that has turned out to be no gitolite, or none any more: what one was
+// given would else differ for ever from what is here. The caller holds the lock.
+func ForgetGiven(repoDir, peer string) error {
+	r := Known(repoDir, peer)
+	if r.Head == (Given{}) && r.Description == (Given{}) {
+		return nil
+	}
+	r.Head, r.Description = Given{}, Given{}
+	return r.Save(repoDir, peer)
+}
+
 // Forget makes the next sync send everything again, if there is anything.
 func Forget(repoDir, peer string) error {
 	err := os.Remove(recordFile(repoDir, peer))

@@ -303,6 +303,9 @@ func TestRecord(t *testing.T) {
 	if err := r.Save(repo.Dir, "sam"); err != nil || Known(repo.Dir, "sam") != r || Known(repo.Dir, "sam2") != (Record{}) {
 		t.Error(err, Known(repo.Dir, "sam"))
 	}
+	if err := ForgetGiven(repo.Dir, "sam"); err != nil || Known(repo.Dir, "sam") != (Record{Hash: "abc", Note: "a note"}) {
+		t.Error(err, Known(repo.Dir, "sam"))
+	}
 	if err := (Record{}).Save(repo.Dir, "sam"); err != nil || Known(repo.Dir, "sam") != (Record{}) {
 		t.Error(err)
 	}
