@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"mirror-shell/internal/meta"
+	"mirror-shell/internal/proc"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -22,7 +23,7 @@ import (
 // A push as server-FRODO needs no rule, since gitolite checks no access of a master's push; these
 // two commands do: RW = server-FRODO. So a gitolite refuses both until its administrator
 // has done something for it, and what that is stands in the note. No push pays for what is
-// refused: it is sent again after a day, when somebody asks for it (request-push), and HEAD when the
+// refused: it is sent again after a day, when somebody asks for it (request-push -fg), and HEAD when the
 // peer has not let us delete the branch to which its own points.
 //
 // gitolite takes apart the command at its spaces, has no quotes, and refuses most other
@@ -111,7 +112,7 @@ func (h *metaSync) giveOne(ctx context.Context, known *meta.Given, g gift) error
 
 // givenRefusal says, after a refusal, which lines the administrator of the slave has to write.
 func (h *metaSync) givenRefusal(g gift, why string) string {
-	lines := "`RW = " + h.identities.of(h.name).user + "`"
+	lines := "`RW = " + proc.OneLine(h.identities.of(h.name).user, 80) + "`"
 	if g.also != "" {
 		lines += ", `" + g.also + "`"
 	}
@@ -146,7 +147,7 @@ func (h *metaSync) stuck(branch string) string {
 		return "HEAD points to it on " + h.name + ": make another branch the default here, with git symbolic-ref HEAD refs/heads/NAME, or set receive.denyDeleteCurrent there to ignore"
 	}
 	byHand := "on " + h.name + ", git symbolic-ref HEAD " + h.target
-	if h.identities.of(h.name).make != gitolite {
+	if h.identities.of(h.name).make != gitolite && h.known.Head.Value == "" {
 		return "HEAD points to it on " + h.name + " and does not travel: " + byHand
 	}
 	h.known.Head.Value, h.known.Head.Again, h.stays = h.target, 0, true

@@ -41,9 +41,6 @@ func (h *metaSync) look(ctx context.Context) (err error) {
 		return err
 	}
 	h.hash, h.known = h.data.Hash(), meta.Known(h.src.Repo.Dir, h.name)
-	if h.src.Asked {
-		h.known = h.known.Refused()
-	}
 	target, err := h.src.Repo.Head(ctx)
 	switch {
 	case err != nil:
@@ -62,7 +59,7 @@ func (h *metaSync) look(ctx context.Context) (err error) {
 func (h *metaSync) newHead() bool {
 	known, _ := h.log.Confirmed("HEAD")
 	if h.target != "" && known == "!ref:"+h.target {
-		return h.src.Asked && h.known.Head.New(h.target) || h.known.Head.Due()
+		return h.known.Head.Due()
 	}
 	return h.target != "" && known != "ref:"+h.target
 }

@@ -54,8 +54,6 @@ type Source struct {
 	Progress func(stage string, done, total int64)
 	// Several is true when other peers get the same, perhaps at the same time.
 	Several bool
-	// Asked is true when somebody asks for this very copy: what the peer has refused is sent again.
-	Asked bool
 }
 
 // Outcome is what a Sync that did not fail has to tell.
@@ -160,15 +158,17 @@ func (p *Peers) Confirm(ctx context.Context, repository, name, equalAt, head str
 	if digest.Of(refs) != equalAt {
 		return nil // a push came in between, and will be confirmed itself
 	}
+	if head != "" { // which only our own servers tell
+		if err := meta.ForgetGiven(repo.Dir, name); err != nil {
+			return err
+		}
+	}
 	log, err := refset.Open(refset.Path(repo.Dir, name))
 	if err != nil {
 		return err
 	}
 	entries := make([]refset.Entry, 0, len(refs)+1)
-	if head != "" { // which only our own servers tell
-		if err := meta.ForgetGiven(repo.Dir, name); err != nil {
-			return err
-		}
+	if head != "" {
 		entries = append(entries, refset.Entry{Ref: "HEAD", OID: "ref:" + head})
 	}
 	for ref, oid := range refs {
@@ -255,7 +255,7 @@ func (p *Peers) syncRefs(ctx context.Context, job Job, say io.Writer) (Outcome, 
 		return Outcome{}, err
 	}
 	slaves, _ := cfg.Expand(server.Hostname, mirrorcfg.SlavesKey, mirrorcfg.SyncKey) // a mistake there is the hook's to tell
-	return opened.Sync(ctx, Source{Config: cfg, Repo: repo, ID: job.ID, Progress: job.Progress, Several: len(slaves) > 1, Asked: !job.Listed}, say)
+	return opened.Sync(ctx, Source{Config: cfg, Repo: repo, ID: job.ID, Progress: job.Progress, Several: len(slaves) > 1}, say)
 }
 
 // lock finds a repository, waits for the lock of (repository, peer) and returns

@@ -210,25 +210,12 @@ func (g Given) New(value string) bool { return g.Value != value || g.Due() }
 // Due reports whether the value was refused, and is to be sent again.
 func (g Given) Due() bool { return g.Why != "" && time.Now().Unix() >= g.Again }
 
-// Refused is the record as it is to be believed when somebody asks for everything that was
-// refused to be sent again.
-func (r Record) Refused() Record {
-	if r.Note != "" {
-		r.Hash = unknownHash
-	}
-	r.Head.Again, r.Description.Again = 0, 0
-	return r
-}
-
 // Due reports whether something of what a gitolite is given one by one is to be sent, where
 // HEAD points to head.
 func (r Record) Due(head string) bool {
 	newHead := r.Head.Value != "" && r.Head.Value != head && strings.HasPrefix(head, "refs/heads/")
 	return newHead || r.Head.Due() || r.Description.Due()
 }
-
-// unknownHash differs from everything: it is sent again.
-const unknownHash = "?"
 
 // New reports whether a peer of which this is known is to be told of the metadata with
 // that hash.
@@ -243,7 +230,7 @@ func Known(repoDir, peer string) Record {
 	var r Record
 	text, err := os.ReadFile(recordFile(repoDir, peer))
 	if err == nil && json.Unmarshal(text, &r) != nil {
-		return Record{Hash: unknownHash}
+		return Record{Hash: "?"} // differs from everything: it is sent again
 	}
 	return r
 }

@@ -27,7 +27,8 @@
 //
 // The master keeps, for each repository and peer, a hash of what the peer has
 // confirmed (PEER.refs.meta beside the record of its refs; see Record): a sync of
-// what has not changed sends nothing. The slave keeps what it got last, in
+// what has not changed sends nothing. Of a gitolite it also has which HEAD and description that was
+// given by commands of its own, and why it did not take them. The slave keeps what it got last, in
 // mirror-shell/received.meta, the object itself without HEAD.
 package meta
 

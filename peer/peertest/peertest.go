@@ -51,8 +51,6 @@ type Fixture struct {
 	Copy  Copy
 	// Config are settings of the source, "gitolite.mirror.refs" → value.
 	Config map[string]string
-	// Asked is that of every Source.
-	Asked bool
 }
 
 // NewFixture makes an empty source and its copy.
@@ -86,7 +84,7 @@ func (f *Fixture) SyncContext(ctx context.Context) (peer.Outcome, string, error)
 // Source is what a Sync gets.
 func (f *Fixture) Source() peer.Source {
 	f.Helper()
-	return peer.Source{Config: f.config(), Repo: f.Mirror(), Asked: f.Asked}
+	return peer.Source{Config: f.config(), Repo: f.Mirror()}
 }
 
 func (f *Fixture) config() *mirrorcfg.Repo {
