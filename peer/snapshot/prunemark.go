@@ -23,7 +23,7 @@ type mark struct {
 	Time    time.Time `json:"time"`
 	Server  string    `json:"server"`
 	Program string    `json:"program"`
-	// Forgotten: no policy counts for Removed, they go even when there are no others.
+	// Forgotten: Forget was told to remove all that there was. It has Forget finish that, and drops nothing by itself: see Vault.ToForget.
 	Forgotten bool `json:"forgotten,omitempty"`
 	// Grace is the longest grace period that is known of who made them, in seconds.
 	Grace int64 `json:"grace,omitempty"`
