@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -69,7 +70,7 @@ func (c compaction) ripe() map[int]bool {
 	for i := range toMerge(sizesOf(packs), maxPacks) {
 		merge = append(merge, places[i])
 	}
-	slices.SortFunc(merge, func(a, b int) int { return int(min(max(c.packs[a].size-c.packs[b].size, -1), 1)) })
+	slices.SortFunc(merge, func(a, b int) int { return cmp.Compare(c.packs[a].size, c.packs[b].size) })
 	chosen := map[int]bool{}
 	for _, i := range merge {
 		if room -= c.packs[i].size; room < 0 {

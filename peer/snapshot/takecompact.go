@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"mirror-shell/internal/proc"
-	"mirror-shell/peer/store"
 )
 
 // compact puts small packs together when the base has too many. What is in them is packed anew here,
@@ -56,12 +55,9 @@ func (t *taking) compact(ctx context.Context, kept []Pack, fresh []*localPack) (
 
 // toCompact returns which of the packs in the store are put together, by their places.
 func (t *taking) toCompact(ctx context.Context, kept []Pack, fresh int) (map[int]bool, error) {
-	c := compaction{fresh: fresh}
+	c := compaction{fresh: fresh, retain: t.v.retains()}
 	for _, p := range kept {
 		c.packs = append(c.packs, storedPack{size: p.Pack.Size})
-	}
-	if _, can := t.v.Store.(store.Retainer); can {
-		c.retain = t.v.Retain
 	}
 	if c.asks() {
 		if err := t.v.surroundings(ctx, t.src.Repository, kept, &c); err != nil {
@@ -98,7 +94,7 @@ func (v *Vault) surroundings(ctx context.Context, repository string, kept []Pack
 			names, published[info.Key] = append(names, name), info.Time
 		}
 	}
-	for _, n := range v.Keep.lasting(names, v.now(), v.Retain) {
+	for _, n := range v.Keep.lasting(names, v.now(), c.retain) {
 		if at := published[n.Key()]; at.After(c.lasting) {
 			c.lasting = at
 		}
