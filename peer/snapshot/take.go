@@ -240,7 +240,8 @@ func (t *taking) isBad(ctx context.Context, known *recalled, same bool) (bad boo
 }
 
 // verdict is the last word on the latest snapshot, "" when there is none. A drill gives its own, and nothing ends that one is forgotten.
-func (t *taking) verdict(ctx context.Context) (verdict string, err error) {
+func (t *taking) verdict(ctx context.Context) (string, error) {
+	var checks []checkName
 	for check, err := range t.v.checks(ctx, t.src.Repository) {
 		if err != nil {
 			return "", err
@@ -248,14 +249,11 @@ func (t *taking) verdict(ctx context.Context) (verdict string, err error) {
 		if check.Time.Before(t.latest.Time) {
 			break
 		}
-		if check.Sum == t.latest.Sum && check.Kind == checkForgotten {
-			return checkForgotten, nil
-		}
-		if check.Sum == t.latest.Sum && verdict == "" && (check.Kind == checkBad || check.Kind == checkGood) {
-			verdict = check.Kind
+		if check.Sum == t.latest.Sum && check.Kind != checkSame { // of which there are many
+			checks = append(checks, check)
 		}
 	}
-	return verdict, nil
+	return verdicts(checks)[t.latest.Sum], nil
 }
 
 // seenGood remembers that the latest snapshot was not bad just now.
