@@ -327,7 +327,7 @@ func (t *taking) retentionDue(ctx context.Context, known *recalled) (bool, error
 			return false, nil
 		}
 		known.Retain = m.Retain
-		t.memory.remember(*known)
+		t.remember(*known)
 	}
 	return false, nil
 }
