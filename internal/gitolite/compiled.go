@@ -16,11 +16,11 @@ import (
 // may do what.
 const compiled = "conf/gitolite.conf-compiled.pm"
 
-// Stale names a file of the configuration that gitolite has not compiled, "" for none. A push
+// stale names a file of the configuration that gitolite has not compiled, "" for none. A push
 // to gitolite-admin is checked out and compiled by gitolite's post-update hook. When
 // that fails the push stands, and the old rules and keys stay in force; who pushed reads
 // why, but of a push that comes from the master nobody does.
-func (rc *RC) Stale() (string, error) {
+func (rc *RC) stale() (string, error) {
 	info, err := os.Stat(filepath.Join(rc.AdminBase, compiled))
 	if err != nil {
 		return "", err
@@ -58,7 +58,7 @@ func NotCompiled(ctx context.Context) string {
 	base, err := query(ctx, "GL_ADMIN_BASE")
 	stale := ""
 	if err == nil {
-		stale, err = (&RC{AdminBase: strings.Join(base, "\n")}).Stale()
+		stale, err = (&RC{AdminBase: strings.Join(base, "\n")}).stale()
 	}
 	switch {
 	case err != nil:

@@ -149,7 +149,7 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 	} else if started := rc.starts(); !sameFile(started, program) {
 		add(false, "gitolite starts "+started+", and this is "+program, fmt.Sprintf("write MIRROR_SHELL => '%s', in ~/.gitolite.rc", program))
 	}
-	if stale, err := rc.Stale(); err != nil {
+	if stale, err := rc.stale(); err != nil {
 		add(false, "gitolite has not compiled its configuration: "+err.Error(), "gitolite setup")
 	} else if stale != "" {
 		add(false, "gitolite has not compiled what was pushed to gitolite-admin: "+stale+" is newer than "+filepath.Join(rc.AdminBase, compiled)+": the old rules and keys are in force",

@@ -81,7 +81,7 @@ const maxRestoring = 1000
 // WhyRestoring returns what whoever pushes is to be told while a repository is being replaced by a restore, or
 // has been moved aside by one; "" when pushes are welcome. The mark of a restore that was killed is removed.
 func WhyRestoring(repoDir string) string {
-	if IsAside(repoDir) {
+	if isAside(repoDir) {
 		return "this repository was moved aside by a restore while the push was under way: push again"
 	}
 	text, file := lookRestoring(repoDir)
@@ -142,9 +142,9 @@ func AsideName(repoDir string) string { return repoDir + beforeRestore }
 // it is also the name of the repository that was replaced.
 func BuildName(repoDir string) string { return "." + filepath.Base(repoDir) + duringRestore }
 
-// IsAside reports whether a directory has such a name: a push in it began before the restore, or somebody
+// isAside reports whether a directory has such a name: a push in it began before the restore, or somebody
 // pushes to what was put away. What ends in ".git" is a repository that somebody called so.
-func IsAside(repoDir string) bool {
+func isAside(repoDir string) bool {
 	name := filepath.Base(repoDir)
 	if strings.HasSuffix(name, ".git") {
 		return false

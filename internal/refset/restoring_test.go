@@ -82,7 +82,7 @@ func TestIsAside(t *testing.T) {
 		"/r/ip1.git": false, "/r/ip1.git.before-restore-20261122T035557Z": true, "/r/.ip1.git.mirror-shell-restore-123": true,
 		"/r/x.before-restore-y/ip1.git": false, "/": false, "/r/notes.before-restore-2025.git": false, "/r/notes.before-restore-2025.git.before-restore-20261122T035557Z-2": true,
 	} {
-		if got := IsAside(name); got != want {
+		if got := isAside(name); got != want {
 			t.Errorf("%s: %v", name, got)
 		}
 	}

@@ -174,7 +174,7 @@ func (t *taking) run(ctx context.Context) (err error) {
 		if due, err := t.retentionDue(ctx, &known); err != nil {
 			return err
 		} else if !due {
-			return t.unchanged(ctx, known)
+			return t.unchanged(ctx)
 		}
 	}
 	if t.src.Look {
@@ -292,7 +292,7 @@ func (t *taking) load(ctx context.Context) (m *Manifest, err error) {
 }
 
 // unchanged writes that the run with this ID found the repository as it was.
-func (t *taking) unchanged(ctx context.Context, known recalled) error {
+func (t *taking) unchanged(ctx context.Context) error {
 	t.result.Name, t.result.Unchanged = t.latest, true
 	if t.src.ID == "" || t.src.ID == t.latest.ID {
 		return nil

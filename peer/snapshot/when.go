@@ -78,7 +78,7 @@ func parseTime(text string, now time.Time, loc *time.Location) (time.Time, error
 		return time.Date(day.Year(), day.Month(), day.Day(), 23, 59, 59, 999e6, loc), nil
 	}
 	if m := zonePattern.FindStringSubmatch(text); m != nil {
-		return parseZone(text, m[1], m[2], now, loc)
+		return parseZone(m[1], m[2], now, loc)
 	}
 	_, wrong := time.Parse(time.DateOnly, text)
 	for _, l := range timeLayouts {
@@ -111,7 +111,7 @@ func parseTime(text string, now time.Time, loc *time.Location) (time.Time, error
 }
 
 // parseZone reads a moment without a zone and the zone that was written after it.
-func parseZone(text, moment, zone string, now time.Time, loc *time.Location) (time.Time, error) {
+func parseZone(moment, zone string, now time.Time, loc *time.Location) (time.Time, error) {
 	if offset, err := time.Parse("-0700", strings.ReplaceAll(zone, ":", "")); err == nil {
 		_, seconds := offset.Zone()
 		return parseTime(moment, now, time.FixedZone(zone, seconds))
