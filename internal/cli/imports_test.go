@@ -54,6 +54,7 @@ var allowed = map[string]string{
 	"internal/faults":   "internal/testenv",
 
 	"internal/lazyregexp": "",
+	"internal/strace":     "",
 }
 
 func goList(t *testing.T, args ...string) []string {

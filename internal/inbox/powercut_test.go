@@ -1,14 +1,14 @@
 package inbox
 
 import (
-	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"mirror-shell/internal/strace"
 )
 
 const powerCutEnv = "INBOX_POWER_CUT"
@@ -38,26 +38,10 @@ func say(what string) { _, _ = os.Stdout.WriteString(what + "\n") }
 // content is on the disk before the name, and the name before anybody is told. It is not removed before it
 // has been committed.
 func TestPowerCut(t *testing.T) {
-	strace, err := exec.LookPath("strace")
-	if err != nil {
-		t.Skip("strace is not installed")
-	}
 	dir := filepath.Join(t.TempDir(), "state")
-	trace := filepath.Join(t.TempDir(), "trace")
-	cmd := exec.Command(strace, "-f", "-y", "-s", "300", "-o", trace,
-		"-e", "trace=write,fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat", "--", os.Args[0], "-test.run=^TestPowerCutChild$")
-	cmd.Env = append(os.Environ(), powerCutEnv+"="+dir)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		if bytes.Contains(out, []byte("ptrace")) || bytes.Contains(out, []byte("PTRACE")) {
-			t.Skipf("processes may not be traced here: %s", out)
-		}
-		t.Fatalf("%v\n%s", err, out)
-	}
-	data, err := os.ReadFile(trace)
-	if err != nil {
-		t.Fatal(err)
-	}
-	calls := powerCutCalls(string(data), dir)
+	trace := strace.Child(t, "TestPowerCutChild", powerCutEnv+"="+dir,
+		"write,fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat")
+	calls := powerCutCalls(trace, dir)
 	first := []string{"mkdir state", "fsync .", "mkdir state/inbox", "fsync state"}
 	put := []string{"write TEMP", "fsync TEMP", "rename TEMP EVENT", "fsync state/inbox", "acknowledged"}
 	take := []string{"mkdir state/inbox/taken", "fsync state/inbox", "rename EVENT TAKEN", "rename EVENT TAKEN", "committed", "unlink TAKEN", "unlink TAKEN"}
@@ -72,7 +56,7 @@ func powerCutCalls(trace, dir string) (calls []string) {
 	quoted := regexp.MustCompile(`"([^"]*)"|\d+<([^>]*)>`)
 	shorten := strings.NewReplacer(dir, "state", filepath.Dir(dir), ".")
 	event := regexp.MustCompile(`^state/inbox/(taken/)?(\.?)\d{19}-[0-9a-f]{8}\.\w+$`)
-	for line := range strings.Lines(joined(trace)) {
+	for line := range strings.Lines(trace) {
 		m := call.FindStringSubmatch(strings.TrimSpace(line))
 		if m == nil {
 			continue
@@ -107,24 +91,4 @@ func powerCutCalls(trace, dir string) (calls []string) {
 		}
 	}
 	return calls
-}
-
-// joined puts calls together that strace shows in two parts, at the place of the second.
-func joined(trace string) string {
-	began := map[string]string{}
-	var out strings.Builder
-	resumed := regexp.MustCompile(`^(\d+) +<\.\.\. \w+ resumed>(.*)$`)
-	for line := range strings.Lines(trace) {
-		line = strings.TrimSpace(line)
-		pid, _, _ := strings.Cut(line, " ")
-		if head, ok := strings.CutSuffix(line, " <unfinished ...>"); ok {
-			began[pid] = head
-			continue
-		}
-		if m := resumed.FindStringSubmatch(line); m != nil {
-			line = began[pid] + m[2]
-		}
-		out.WriteString(line + "\n")
-	}
-	return out.String()
 }

@@ -1,15 +1,14 @@
 package store_test
 
 import (
-	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"mirror-shell/internal/strace"
 	"mirror-shell/peer/store"
 	"mirror-shell/peer/store/storetest"
 )
@@ -59,25 +58,9 @@ func TestPowerCutChild(t *testing.T) {
 // all names on the way to it before anybody is told that it is there.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
-	strace, err := exec.LookPath("strace")
-	if err != nil {
-		t.Skip("strace is not installed")
-	}
-	parent, trace := t.TempDir(), filepath.Join(t.TempDir(), "trace")
+	parent := t.TempDir()
 	dir := filepath.Join(parent, "vault")
-	cmd := exec.Command(strace, "-f", "-y", "-s", "300", "-o", trace,
-		"-e", "trace=write,fsync,linkat,mkdir,mkdirat", "--", os.Args[0], "-test.run=^TestPowerCutChild$")
-	cmd.Env = append(os.Environ(), powerCutEnv+"="+dir)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		if bytes.Contains(out, []byte("ptrace")) || bytes.Contains(out, []byte("PTRACE")) {
-			t.Skipf("processes may not be traced here: %s", out)
-		}
-		t.Fatalf("%v\n%s", err, out)
-	}
-	data, err := os.ReadFile(trace)
-	if err != nil {
-		t.Fatal(err)
-	}
+	trace := strace.Child(t, "TestPowerCutChild", powerCutEnv+"="+dir, "write,fsync,linkat,mkdir,mkdirat")
 	content := func(key string, dirs ...string) []string {
 		return slices.Concat([]string{"fsync TEMP"}, dirs, []string{"link " + key})
 	}
@@ -95,7 +78,7 @@ func TestPowerCut(t *testing.T) {
 		content("vault2/f"), []string{"fsync vault2", "said: f", "said: open again"},
 		content("vault2/g"), []string{"fsync vault2", "said: g"},
 	)
-	if calls := powerCutCalls(string(data), parent); !slices.Equal(calls, want) {
+	if calls := powerCutCalls(trace, parent); !slices.Equal(calls, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(calls, "\n"), strings.Join(want, "\n"))
 	}
 }
@@ -106,7 +89,7 @@ func powerCutCalls(trace, parent string) (calls []string) {
 	succeeded := regexp.MustCompile(`^(\w+)\((.*)\) += \d+`)
 	place := regexp.MustCompile(`(?:\d+<([^>]*)>)?(?:, )?(?:"([^"]*)")?`)
 	deleting := false
-	for line := range strings.Lines(whole(trace)) {
+	for line := range strings.Lines(trace) {
 		_, call, _ := strings.Cut(strings.TrimSpace(line), " ")
 		m := succeeded.FindStringSubmatch(strings.TrimSpace(call))
 		if m == nil {
@@ -136,24 +119,4 @@ func powerCutCalls(trace, parent string) (calls []string) {
 		calls = append(calls, strings.TrimSuffix(m[1], "at")+" "+names[len(names)-1])
 	}
 	return calls
-}
-
-// whole puts calls together that strace shows in two parts, at the place of the second.
-func whole(trace string) string {
-	began := map[string]string{}
-	resumed := regexp.MustCompile(`^(\d+) +<\.\.\. \w+ resumed>(.*)$`)
-	var out strings.Builder
-	for line := range strings.Lines(trace) {
-		line = strings.TrimSpace(line)
-		pid, _, _ := strings.Cut(line, " ")
-		if head, ok := strings.CutSuffix(line, " <unfinished ...>"); ok {
-			began[pid] = head
-			continue
-		}
-		if m := resumed.FindStringSubmatch(line); m != nil {
-			line = began[pid] + m[2]
-		}
-		out.WriteString(line + "\n")
-	}
-	return out.String()
 }
