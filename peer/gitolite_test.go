@@ -178,18 +178,26 @@ func TestGitoliteUser(t *testing.T) {
 	}
 }
 
-// Many refs go to a gitolite in parts. A ref that is refused, or cannot be sent, keeps no other back.
-func TestGitoliteParts(t *testing.T) {
-	t.Parallel()
-	f, transport := newFixture(t, time.Minute)
+// newParts is a gitolite that gets at most so many refs at once, and a repository with main and so many other refs, n00 and so
+// on, none of which is there yet. All have the same value, and refs are all of them.
+func newParts(t *testing.T, part, others int) (f *peertest.Fixture, transport *local, refs map[string]string) {
+	f, transport = newFixture(t, time.Minute)
 	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
-	peer.SetPart(f.Copy.Peer, 10)
+	peer.SetPart(f.Copy.Peer, part)
 	oid := f.Commit("refs/heads/main")
-	refs := map[string]string{}
-	for i := range 34 {
+	refs = map[string]string{"refs/heads/main": oid}
+	for i := range others {
 		refs[fmt.Sprintf("refs/heads/n%02d", i)] = oid
 	}
 	f.SetAll(refs)
+	return f, transport, refs
+}
+
+// Many refs go to a gitolite in parts. A ref that is refused, or cannot be sent, keeps no other back.
+func TestGitoliteParts(t *testing.T) {
+	t.Parallel()
+	f, transport, refs := newParts(t, 10, 34)
+	oid := refs["refs/heads/main"]
 	f.MustSync()
 	if verbs := transport.verbs(); verbs != "git-receive-pack info symbolic-ref git-receive-pack git-receive-pack git-receive-pack" {
 		t.Errorf("commands sent: %s", verbs)
@@ -225,13 +233,7 @@ func TestGitoliteParts(t *testing.T) {
 // A part that fails leaves what was done before on record, and the rest for the next time.
 func TestGitolitePartFails(t *testing.T) {
 	t.Parallel()
-	f, transport := newFixture(t, time.Minute)
-	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
-	peer.SetPart(f.Copy.Peer, 5)
-	oid := f.Commit("refs/heads/main")
-	for i := range 14 {
-		f.Set(fmt.Sprintf("refs/heads/n%02d", i), oid)
-	}
+	f, transport, _ := newParts(t, 5, 14)
 	sessions := 0
 	transport.wrap = func(_ context.Context, verb string, s *stream) {
 		if verb != "git-receive-pack" {
@@ -262,15 +264,7 @@ func TestGitolitePartFails(t *testing.T) {
 // Refs that cannot be read here keep back nobody else's, in whatever parts they are.
 func TestGitolitePartsUnreadable(t *testing.T) {
 	t.Parallel()
-	f, transport := newFixture(t, time.Minute)
-	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
-	peer.SetPart(f.Copy.Peer, 5)
-	oid := f.Commit("refs/heads/main")
-	want := map[string]string{"refs/heads/main": oid}
-	for i := range 24 {
-		want[fmt.Sprintf("refs/heads/n%02d", i)] = oid
-	}
-	f.SetAll(want)
+	f, _, want := newParts(t, 5, 24)
 	for _, name := range []string{"refs/heads/n03-bad", "refs/heads/n11-bad", "refs/heads/n22-bad"} {
 		f.Write(name, strings.Repeat("1", 39)+fmt.Sprint(len(name)%10)+"\n")
 	}
@@ -281,15 +275,7 @@ func TestGitolitePartsUnreadable(t *testing.T) {
 // What is refused is counted over all parts.
 func TestGitolitePartsRefused(t *testing.T) {
 	t.Parallel()
-	f, transport := newFixture(t, time.Minute)
-	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
-	peer.SetPart(f.Copy.Peer, 5)
-	oid := f.Commit("refs/heads/main")
-	want := map[string]string{"refs/heads/main": oid}
-	for i := range 19 {
-		want[fmt.Sprintf("refs/heads/n%02d", i)] = oid
-	}
-	f.SetAll(want)
+	f, _, want := newParts(t, 5, 19)
 	f.Copy.Repo.Hook("update", "case $1 in */n01|*/n09|*/n17) exit 1;; esac")
 	f.SyncFails("sam refused 3 of 20 refs: refs/heads/n01 (hook declined), refs/heads/n09 (hook declined), refs/heads/n17 (hook declined): look at its hooks")
 	for _, name := range []string{"n01", "n09", "n17"} {
@@ -371,16 +357,11 @@ func TestApproveParts(t *testing.T) {
 // A ref that is another name of one in a part before has been changed by that.
 func TestGitolitePartsAlias(t *testing.T) {
 	t.Parallel()
-	f, transport := newFixture(t, time.Minute)
-	transport.foreign, transport.wild = true, &fakeGitolite{user: "server-frodo"}
-	peer.SetPart(f.Copy.Peer, 5)
-	oid := f.Commit("refs/heads/main")
-	names := []string{"refs/heads/main", "refs/heads/z"}
-	for i := range 9 {
-		names = append(names, fmt.Sprintf("refs/heads/n%02d", i))
-	}
+	f, _, refs := newParts(t, 5, 9)
+	oid := refs["refs/heads/main"]
+	refs["refs/heads/z"] = oid
 	for range 2 {
-		for _, ref := range names {
+		for ref := range refs {
 			f.Set(ref, oid)
 		}
 		f.MustSync()
