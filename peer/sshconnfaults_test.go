@@ -89,8 +89,8 @@ func (s *sshd) listen(t testing.TB) (l net.Listener) {
 	return l
 }
 
-// fakeServer is an ssh server with faults of its own.
-func fakeServer(t testing.TB, s *sshd, serve func(ssh.NewChannel)) {
+// fakeServer is an ssh server with faults of its own, in the place of sshd.
+func fakeServer(t testing.TB, s *sshd, serve func(*ssh.ServerConn, ssh.NewChannel)) {
 	t.Helper()
 	key, err := ssh.ParsePrivateKey([]byte(read(t, s.dir+"/host_ed25519")))
 	if err != nil {
@@ -98,27 +98,16 @@ func fakeServer(t testing.TB, s *sshd, serve func(ssh.NewChannel)) {
 	}
 	config := &ssh.ServerConfig{PublicKeyCallback: func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) { return nil, nil }}
 	config.AddHostKey(key)
-	l := s.listen(t)
-	var all sync.WaitGroup
-	t.Cleanup(all.Wait)
-	t.Cleanup(func() { l.Close() })
-	all.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() {
-				defer conn.Close()
-				_, channels, requests, err := ssh.NewServerConn(conn, config)
-				if err != nil {
-					return
-				}
-				all.Go(func() { ssh.DiscardRequests(requests) })
-				for channel := range channels {
-					serve(channel)
-				}
-			})
+	serveConns(t, s.listen(t), func(conn net.Conn) {
+		server, channels, requests, err := ssh.NewServerConn(conn, config)
+		if err != nil {
+			return
+		}
+		var discard sync.WaitGroup
+		defer discard.Wait()
+		discard.Go(func() { ssh.DiscardRequests(requests) })
+		for channel := range channels {
+			serve(server, channel)
 		}
 	})
 }
@@ -166,7 +155,7 @@ func TestServersWithFaults(t *testing.T) {
 			s := newSSHD(t, "")
 			s.config(t, "")
 			s.stop()
-			fakeServer(t, s, test.serve)
+			fakeServer(t, s, func(_ *ssh.ServerConn, nc ssh.NewChannel) { test.serve(nc) })
 			if test.name == "signal" { // that was the command alone
 				if _, _, err := run(t.Context(), keep(t, s, Options{}), "true", ""); errors.Is(err, ErrUnreachable) || err == nil || !strings.Contains(err.Error(), test.text) {
 					t.Errorf("%v", err)
@@ -183,46 +172,22 @@ func TestServerHangsUpAfterEachCommand(t *testing.T) {
 	s := newSSHD(t, "")
 	s.config(t, "")
 	s.stop()
-	key, err := ssh.ParsePrivateKey([]byte(read(t, s.dir+"/host_ed25519")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := &ssh.ServerConfig{NoClientAuth: true}
-	config.AddHostKey(key)
-	l := s.listen(t)
-	var all sync.WaitGroup
-	defer all.Wait()
-	defer l.Close()
-	all.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() {
-				defer conn.Close()
-				server, channels, requests, err := ssh.NewServerConn(conn, config)
-				if err != nil {
-					return
-				}
-				all.Go(func() { ssh.DiscardRequests(requests) })
-				ch, more, err := (<-channels).Accept()
-				if err != nil {
-					return
-				}
-				for r := range more {
-					if r.Type == "exec" {
-						_ = r.Reply(true, nil)
-						_, _ = ch.Write([]byte("done"))
-						_, _ = ch.SendRequest("exit-status", false, []byte{0, 0, 0, 0})
-						ch.Close()
-					}
-				}
-				// We have closed the channel too. Sooner, what we say would be
-				// answered with a reset, and a reset drops what we have not read.
-				server.Close()
-			})
+	fakeServer(t, s, func(server *ssh.ServerConn, nc ssh.NewChannel) {
+		ch, requests, err := nc.Accept()
+		if err != nil {
+			return
 		}
+		for r := range requests {
+			if r.Type == "exec" {
+				_ = r.Reply(true, nil)
+				_, _ = ch.Write([]byte("done"))
+				_, _ = ch.SendRequest("exit-status", false, []byte{0, 0, 0, 0})
+				ch.Close()
+			}
+		}
+		// We have closed the channel too. Sooner, what we say would be
+		// answered with a reset, and a reset drops what we have not read.
+		server.Close()
 	})
 	c := keep(t, s, Options{})
 	for range 50 {

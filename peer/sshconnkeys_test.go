@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -111,21 +110,7 @@ func startAgent(t testing.TB, keys ...crypto.Signer) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all sync.WaitGroup
-	t.Cleanup(all.Wait)
-	t.Cleanup(func() { l.Close() })
-	all.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() {
-				defer conn.Close()
-				_ = agent.ServeAgent(ring, conn)
-			})
-		}
-	})
+	serveConns(t, l, func(conn net.Conn) { _ = agent.ServeAgent(ring, conn) })
 	return socket
 }
 

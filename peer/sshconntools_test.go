@@ -36,6 +36,26 @@ func keep(t testing.TB, s *sshd, opt Options) *Connections {
 	return c
 }
 
+// serveConns hands each connection that l accepts to serve, and closes it afterwards. At the test's end l is closed, and all
+// that were served have ended.
+func serveConns(t testing.TB, l net.Listener, serve func(net.Conn)) {
+	var all sync.WaitGroup
+	t.Cleanup(all.Wait)
+	t.Cleanup(func() { l.Close() })
+	all.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() {
+				defer conn.Close()
+				serve(conn)
+			})
+		}
+	})
+}
+
 // forwarder passes TCP connections on until it is told to cut or to hang them.
 type forwarder struct {
 	net.Listener
