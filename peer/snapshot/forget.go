@@ -53,8 +53,8 @@ type ForgetReport struct {
 type forgetting struct {
 	pruning
 	options ForgetOptions
-	names   []Name              // newest first
-	records map[string]struct{} // keys of checks
+	names   []Name                // newest first
+	records map[string]store.Info // checks, by their keys
 	found   ForgetReport
 	free    bool // no snapshot is left
 }
@@ -109,19 +109,14 @@ func (f *forgetting) list(ctx context.Context) (err error) {
 	if f.marks, f.retired, err = f.v.marks(ctx, f.repository); err != nil {
 		return err
 	}
-	f.data, f.records = map[string]store.Info{}, map[string]struct{}{}
-	for info, err := range f.v.Store.List(ctx, dataOf(f.repository), "", 0) {
-		if err != nil {
-			return fmt.Errorf("list data: %w", err)
-		}
-		f.data[info.Key] = info
+	if f.data, err = f.v.infos(ctx, "data", dataOf(f.repository)); err != nil {
+		return err
+	}
+	for _, info := range f.data {
 		f.found.Data.add(info.Size)
 	}
-	for info, err := range f.v.Store.List(ctx, checksOf(f.repository), "", 0) {
-		if err != nil {
-			return fmt.Errorf("list checks: %w", err)
-		}
-		f.records[info.Key] = struct{}{}
+	if f.records, err = f.v.infos(ctx, "checks", checksOf(f.repository)); err != nil {
+		return err
 	}
 	if f.names, err = f.v.manifests(ctx, f.repository); err != nil {
 		return err
@@ -256,7 +251,7 @@ func (f *forgetting) recordForgotten(ctx context.Context, n Name) error {
 }
 
 // keys are those of the data, sorted.
-func (f *forgetting) keys() []string { return sortedKeys(f.data) }
+func (f *forgetting) keys() []string { return slices.Sorted(maps.Keys(f.data)) }
 
 // asksAtATime bounds the questions about retention.
 const asksAtATime = 8
@@ -389,7 +384,7 @@ func (f *forgetting) clear(ctx context.Context) error {
 	if !f.free || len(f.data) > 0 {
 		return nil
 	}
-	keys := sortedKeys(f.records)
+	keys := slices.Sorted(maps.Keys(f.records))
 	for _, m := range f.marks {
 		if !m.Forgotten {
 			keys = append(keys, m.key)
@@ -456,8 +451,6 @@ func (v *Vault) Forgotten(ctx context.Context) ([]string, error) {
 	slices.Sort(all)
 	return all, nil
 }
-
-func sortedKeys[T any](m map[string]T) []string { return slices.Sorted(maps.Keys(m)) }
 
 // without splits snapshots into those whose Sums are among some, and the others.
 func without(names []Name, some map[string]bool) (others, those []Name) {

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -73,11 +72,7 @@ func TestVerdictsAfterAClockWasPutBack(t *testing.T) {
 	if got := take1(t, w.Vault, src); !got.Unchanged {
 		t.Fatalf("%+v", got)
 	}
-	for key, data := range w.store.blobs {
-		if strings.HasSuffix(key, ".pack") {
-			data[20] ^= 1
-		}
-	}
+	w.store.spoilPacks()
 	if found, err := w.Verify(t.Context(), src.Repository, VerifyOptions{ReadData: true}); err != nil || found.OK() {
 		t.Fatalf("%+v, %v", found, err)
 	}
@@ -123,11 +118,7 @@ func TestDamageBeforeTheWalk(t *testing.T) {
 	first := take1(t, w.Vault, src).Name
 	memoryDir(src.Memory).remember(recalled{Sum: first.Sum, Repository: src.Repository, Unchecked: true})
 	w.pass(time.Minute)
-	for key, data := range w.store.blobs {
-		if strings.HasSuffix(key, ".pack") {
-			data[20] ^= 1
-		}
-	}
+	w.store.spoilPacks()
 	if found, err := w.Verify(t.Context(), src.Repository, VerifyOptions{ReadData: true}); err != nil || found.OK() {
 		t.Fatalf("%+v, %v", found, err)
 	}

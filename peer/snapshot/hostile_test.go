@@ -147,11 +147,7 @@ func TestVerifyHasItMended(t *testing.T) {
 	takeNow(t, v, src)
 	commitTo(t, r, "refs/heads/main", "2 second")
 	takeNow(t, v, src)
-	for key, data := range m.blobs {
-		if strings.HasSuffix(key, ".pack") {
-			data[len(data)/2] ^= 1
-		}
-	}
+	m.spoilPacks()
 	if found, err := v.Verify(t.Context(), src.Repository, VerifyOptions{}); err != nil || !found.OK() {
 		t.Fatalf("without reading the data: %+v %v", found, err)
 	}

@@ -189,3 +189,12 @@ func TestPublishAndLoad(t *testing.T) {
 		m.blobs[name.Key()][i] ^= 1
 	}
 }
+
+// spoilPacks damages all packs, as a disk does.
+func (m *memory) spoilPacks() {
+	for key, data := range m.blobs {
+		if strings.HasSuffix(key, ".pack") {
+			data[len(data)/2] ^= 1
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"time"
 
@@ -101,15 +102,10 @@ func (p *pruning) look(ctx context.Context) error {
 	if p.marks, p.retired, err = p.v.marks(ctx, p.repository); err != nil {
 		return err
 	}
-	p.data = map[string]store.Info{}
-	for info, err := range p.v.Store.List(ctx, dataOf(p.repository), "", 0) {
-		if err != nil {
-			return fmt.Errorf("list data: %w", err)
-		}
-		if within(info.Key, dataOf(p.repository)) {
-			p.data[info.Key] = info
-		}
+	if p.data, err = p.v.infos(ctx, "data", dataOf(p.repository)); err != nil {
+		return err
 	}
+	maps.DeleteFunc(p.data, func(key string, _ store.Info) bool { return !within(key, dataOf(p.repository)) })
 	for info, err := range p.v.Store.List(ctx, checksOf(p.repository), "", 0) {
 		if err != nil {
 			return fmt.Errorf("list checks: %w", err)
@@ -140,7 +136,8 @@ func (p *pruning) look(ctx context.Context) error {
 	return p.named.add(ctx, p.gone, false)
 }
 
-// knownBad returns the Sums of snapshots whose latest verdict is "bad". Checks are sorted newest first.
+// knownBad returns the Sums of snapshots that are bad or forgotten: a policy takes one where
+// there is no other. Checks are sorted newest first.
 func knownBad(checks []checkName) map[string]bool {
 	bad := map[string]bool{}
 	for sum, kind := range verdicts(checks) {

@@ -126,15 +126,9 @@ func (t *taking) lookForPacks(ctx context.Context) error {
 	if len(t.v.Recipients) > 0 {
 		return nil
 	}
-	there := map[string]store.Info{}
-	for info, err := range t.v.Store.List(ctx, dataOf(t.src.Repository)+"pack-", "", 0) {
-		if err != nil {
-			return fmt.Errorf("list packs: %w", err)
-		}
-		there[info.Key] = info
-	}
+	there, err := t.v.infos(ctx, "packs", dataOf(t.src.Repository)+"pack-")
 	t.put.there = there
-	return nil
+	return err
 }
 
 // uploading is a list of what is to be put.
@@ -312,16 +306,13 @@ func (t *taking) stillThere(ctx context.Context, m *Manifest) error {
 	if err != nil {
 		return err
 	}
-	sizes := map[string]int64{}
-	for info, err := range t.v.Store.List(ctx, dataOf(m.Repository), "", 0) {
-		if err != nil {
-			return fmt.Errorf("list data: %w", err)
-		}
-		sizes[info.Key] = info.Size
+	there, err := t.v.infos(ctx, "data", dataOf(m.Repository))
+	if err != nil {
+		return err
 	}
 	for _, o := range m.Objects() {
 		size, _ := o.Stored()
-		if have, ok := sizes[o.Key]; !ok || have != size || doomed[o.Key] {
+		if have, ok := there[o.Key]; !ok || have.Size != size || doomed[o.Key] {
 			return t.lost(o.Key)
 		}
 	}

@@ -143,6 +143,18 @@ func (v *Vault) names(ctx context.Context, prefix, after string, limit int) iter
 	}
 }
 
+// infos returns what the store lists below a prefix, by key. What names that in errors.
+func (v *Vault) infos(ctx context.Context, what, prefix string) (map[string]store.Info, error) {
+	infos := map[string]store.Info{}
+	for info, err := range v.Store.List(ctx, prefix, "", 0) {
+		if err != nil {
+			return nil, fmt.Errorf("list %s: %w", what, err)
+		}
+		infos[info.Key] = info
+	}
+	return infos, nil
+}
+
 // Latest returns the newest snapshot of a repository, by one request; ErrNoSnapshot when there is none.
 func (v *Vault) Latest(ctx context.Context, repository string) (Name, error) {
 	return v.first(ctx, repository, "")
