@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,17 +24,26 @@ type schedule struct {
 	peer, expression string
 }
 
-// schedules returns those of the configuration, each checked.
+// scheduledPeers are the peers that have a schedule, sorted.
+func (c *command) scheduledPeers() []string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(c.server.Peers)) {
+		if c.server.Peers[name].Schedule != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// schedules returns those of the configuration, each checked, sorted by peer.
 func (c *command) schedules() ([]schedule, error) {
 	var all []schedule
-	for name, p := range c.server.Peers {
-		if p.Schedule == "" {
-			continue
+	for _, name := range c.scheduledPeers() {
+		expression := c.server.Peers[name].Schedule
+		if !gronx.IsValid(expression) {
+			return nil, fmt.Errorf("peer.%s.schedule = %q in %s is not a schedule: write \"@hourly\", \"@daily\" or the five fields of cron, such as \"15 3 * * *\"", name, expression, c.server.File)
 		}
-		if !gronx.IsValid(p.Schedule) {
-			return nil, fmt.Errorf("peer.%s.schedule = %q in %s is not a schedule: write \"@hourly\", \"@daily\" or the five fields of cron, such as \"15 3 * * *\"", name, p.Schedule, c.server.File)
-		}
-		all = append(all, schedule{name, p.Schedule})
+		all = append(all, schedule{name, expression})
 	}
 	return all, nil
 }

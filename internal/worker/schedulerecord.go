@@ -95,22 +95,22 @@ func (c *command) record(peer string, log *slog.Logger, change func(*scheduleRec
 const patience = 15 * time.Minute
 
 // overdue returns the time of the first run that was missed, zero for none. Kept is as in due.
-func (s schedule) overdue(kept, now time.Time) (time.Time, error) {
+func (s schedule) overdue(kept, now time.Time) time.Time {
 	if kept.IsZero() {
-		return time.Time{}, nil
+		return time.Time{}
 	}
 	missed, err := gronx.NextTickAfter(s.expression, kept.In(now.Location()), false)
 	if err != nil {
-		return time.Time{}, nil // a date that does not come again
+		return time.Time{} // a date that does not come again
 	}
 	next, err := gronx.NextTickAfter(s.expression, missed, false)
 	if err != nil {
 		next = missed
 	}
 	if now.Before(missed.Add(min(next.Sub(missed)/10, maxJitter) + patience)) {
-		return time.Time{}, nil
+		return time.Time{}
 	}
-	return missed, nil
+	return missed
 }
 
 // scheduleState is how one schedule is kept.
@@ -118,10 +118,16 @@ type scheduleState struct {
 	schedule
 	record  scheduleRecord
 	overdue time.Time // the first run that was missed; zero: none
+	serving bool      // a daemon runs
 	unknown bool      // the record cannot be read
 	problem string    // what a person should know; "": it is kept
 	do      string
 }
+
+const (
+	scheduleNotKept = "schedule = %q is not kept: mirror-shell serve does not run"
+	howToKeep       = "run mirror-shell serve as a service, or take schedule out and run mirror-shell backup from cron"
+)
 
 // scheduleStates judges all schedules, sorted by peer. The error is of the configuration.
 func (c *command) scheduleStates(now time.Time) ([]scheduleState, error) {
@@ -135,7 +141,7 @@ func (c *command) scheduleStates(now time.Time) ([]scheduleState, error) {
 	for i, s := range all {
 		r, err := c.scheduleRecord(s.peer)
 		if err != nil {
-			states[i] = scheduleState{schedule: s, unknown: true, problem: "it is not known whether the schedule is kept: " + proc.OneLine(err.Error(), 200),
+			states[i] = scheduleState{schedule: s, serving: serving, unknown: true, problem: "it is not known whether the schedule is kept: " + proc.OneLine(err.Error(), 200),
 				do: "delete " + c.scheduleFile(s.peer) + " and start mirror-shell serve again"}
 			continue
 		}
@@ -146,15 +152,13 @@ func (c *command) scheduleStates(now time.Time) ([]scheduleState, error) {
 
 // judge tells what is wrong with how a schedule is kept.
 func (s schedule) judge(r scheduleRecord, serving bool, now time.Time) scheduleState {
-	const serve = "run mirror-shell serve as a service, or take schedule out and run mirror-shell backup from cron"
-	state := scheduleState{schedule: s, record: r}
-	state.overdue, _ = s.overdue(r.kept(), now)
+	state := scheduleState{schedule: s, serving: serving, record: r, overdue: s.overdue(r.kept(), now)}
 	switch kept := r.Schedule == s.expression; {
 	case serving && !kept:
 		state.problem = fmt.Sprintf("schedule = %q is not kept: mirror-shell serve was started before that was written", s.expression)
 		state.do = "start mirror-shell serve again"
 	case !serving && !kept:
-		state.problem, state.do = fmt.Sprintf("schedule = %q is not kept: mirror-shell serve does not run", s.expression), serve
+		state.problem, state.do = fmt.Sprintf(scheduleNotKept, s.expression), howToKeep
 	case r.Error != "":
 		state.problem = fmt.Sprintf("the scheduled backup has failed since %s, and is tried again by mirror-shell serve: %s", minute(r.Failing), r.Error)
 		state.do = "mend what it says"
@@ -163,7 +167,7 @@ func (s schedule) judge(r scheduleRecord, serving bool, now time.Time) scheduleS
 		state.do = "mirror-shell status shows what the worker does"
 		if !serving {
 			state.problem += "; mirror-shell serve does not run"
-			state.do = serve
+			state.do = howToKeep
 		}
 	}
 	return state
@@ -204,16 +208,14 @@ func (c *command) examineSchedules() []Finding {
 	if err != nil {
 		return []Finding{{"schedule", fail, proc.OneLine(err.Error(), 300), "correct it in " + c.server.File}}
 	}
-	holder, running, _ := queue.WorkerHolder(c.server.StateDir)
 	var findings []Finding
 	for _, s := range states {
 		check := "peer " + s.peer
 		switch {
 		case s.problem != "":
 			findings = append(findings, Finding{check, fail, s.problem, s.do})
-		case !running || holder.Kind != queue.KindServe:
-			findings = append(findings, Finding{check, fail, fmt.Sprintf("schedule = %q is not kept: mirror-shell serve does not run", s.expression),
-				"run mirror-shell serve as a service, or take schedule out and run mirror-shell backup from cron"})
+		case !s.serving: // which status does not mention until something is late
+			findings = append(findings, Finding{check, fail, fmt.Sprintf(scheduleNotKept, s.expression), howToKeep})
 		default:
 			findings = append(findings, Finding{check, ok, fmt.Sprintf("schedule = %q is kept, %s", s.expression, since(s.record)), ""})
 		}
@@ -247,12 +249,7 @@ func (r scheduledRows) Rows(ctx context.Context, filter queue.Filter) ([]queue.R
 	if err != nil {
 		return nil, err
 	}
-	var peers []string
-	for name, p := range r.server.Peers {
-		if p.Schedule != "" {
-			peers = append(peers, name)
-		}
-	}
+	peers := r.scheduledPeers()
 	if len(peers) == 0 {
 		return rows, nil
 	}
