@@ -16,6 +16,7 @@ import (
 	"mirror-shell/internal/digest"
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/refset"
 	"mirror-shell/internal/sendpack"
 	"mirror-shell/mirrorcfg"
 )
@@ -148,7 +149,7 @@ func (t *PushTaker) still(ctx context.Context) error {
 func (t *PushTaker) deletesHead(ctx context.Context, q sendpack.QuickRequest) bool {
 	now, err := t.Repo.Head(ctx)
 	return err == nil && slices.ContainsFunc(q.Commands, func(c sendpack.Command) bool {
-		return c.Ref == now && strings.Trim(c.New, "0") == ""
+		return c.Ref == now && refset.IsZero(c.New)
 	})
 }
 
@@ -250,7 +251,7 @@ func receiveSettings(repo git.Repo, q sendpack.QuickRequest) []string {
 	if info, err := os.Stat(filepath.Join(repo.Dir, "packed-refs")); err != nil || info.Size() < fewRefs {
 		return settings
 	}
-	created := slices.ContainsFunc(q.Commands, func(c sendpack.Command) bool { return strings.Trim(c.Old, "0") == "" })
+	created := slices.ContainsFunc(q.Commands, func(c sendpack.Command) bool { return refset.IsZero(c.Old) })
 	if created || len(q.Commands) > maxShown {
 		return settings // what is new is checked against all that is there
 	}

@@ -142,10 +142,10 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 	}
 	if !hasTrigger(rc.PreGit, Trigger) {
 		add(true, "PRE_GIT in ~/.gitolite.rc does not have "+Trigger+": pushes to a slave are refused, and not redirected",
-			"copy contrib/gitolite/lib (of the Debian package: /usr/share/mirror-shell/gitolite/lib) to LOCAL_CODE, and write PRE_GIT => ['"+Trigger+"'],")
+			copyTrigger+"LOCAL_CODE, and write PRE_GIT => ['"+Trigger+"'],")
 	} else if _, err := os.Stat(filepath.Join(rc.LocalCode, triggerFile)); rc.LocalCode != "" && errors.Is(err, fs.ErrNotExist) {
 		add(false, filepath.Join(rc.LocalCode, triggerFile)+" is not there, and PRE_GIT names it: gitolite refuses every user's clone and push",
-			"copy contrib/gitolite/lib (of the Debian package: /usr/share/mirror-shell/gitolite/lib) to "+rc.LocalCode)
+			copyTrigger+rc.LocalCode)
 	} else if started := rc.starts(); !sameFile(started, program) {
 		add(false, "gitolite starts "+started+", and this is "+program, fmt.Sprintf("write MIRROR_SHELL => '%s', in ~/.gitolite.rc", program))
 	}
@@ -161,6 +161,9 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 	}
 	return found
 }
+
+// copyTrigger says how the trigger comes to where LOCAL_CODE is; that follows.
+const copyTrigger = "copy contrib/gitolite/lib (of the Debian package: /usr/share/mirror-shell/gitolite/lib) to "
 
 // triggerFile is the trigger, below LOCAL_CODE.
 const triggerFile = "lib/Gitolite/Triggers/MirrorShell.pm"

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"mirror-shell/internal/durable"
-	"mirror-shell/internal/git"
 	"mirror-shell/internal/lazyregexp"
 	"mirror-shell/mirrorcfg"
 )
@@ -245,19 +244,6 @@ func Size(server *mirrorcfg.Server, id string) (size int64, err error) {
 		return err
 	})
 	return size, err
-}
-
-// Repository returns a repository in the trash.
-func Repository(server *mirrorcfg.Server, id string) (git.Repo, error) {
-	base, err := server.Base()
-	if err != nil {
-		return git.Repo{}, err
-	}
-	p := &place{base: base}
-	if _, err := p.entry(id); err != nil {
-		return git.Repo{}, err
-	}
-	return git.Repo{Dir: p.private("trash", id, "repository")}, nil
 }
 
 // InTrash returns the latest repository of that name that this server's administrator has deleted.

@@ -68,8 +68,8 @@ func (v *Vault) ByID(ctx context.Context, repository, id string) (Name, error) {
 }
 
 // Choose returns the snapshot to restore: that of the run with an ID, when id is given, else the newest that is not
-// newer than at, else (at is zero) the newest. Snapshots that are known to be bad are passed over,
-// and said, but not when an ID asks for exactly that one, nor the newest of them when all are bad: restoring
+// newer than at, else (at is zero) the newest. Snapshots that are known to be bad, or forgotten, are passed over,
+// and said, but not when an ID asks for exactly that one, nor the newest of them when all are so: restoring
 // it tells what is wrong.
 func (v *Vault) Choose(ctx context.Context, repository string, at time.Time, id string) (Choice, error) {
 	judged, err := v.verdicts(ctx, repository)

@@ -101,11 +101,6 @@ func URL(endpoint, bucket string) string {
 	return "s3://" + bucket + "?" + url.Values{"endpoint": {endpoint}, "region": {region}}.Encode()
 }
 
-// Env returns the keys as the environment of a process has them.
-func (s *Server) Env() []string {
-	return []string{"AWS_ACCESS_KEY_ID=" + s.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s.SecretKey}
-}
-
 // Open opens a store on the server. Options may lack URL and CredentialsFile; the
 // bucket is the URL's then.
 func (s *Server) Open(t testing.TB, bucket string, o store.Options) store.Store {
