@@ -30,7 +30,8 @@ func (r *Regexp) Get() *regexp.Regexp {
 	return r.compiled
 }
 
-// MatchString and FindStringSubmatch are what package regexp's are.
+// MatchString is that of package regexp.
 func (r *Regexp) MatchString(s string) bool { return r.Get().MatchString(s) }
 
+// FindStringSubmatch is that of package regexp.
 func (r *Regexp) FindStringSubmatch(s string) []string { return r.Get().FindStringSubmatch(s) }

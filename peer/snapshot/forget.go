@@ -175,16 +175,15 @@ func (f *forgetting) note() error {
 // learnGrace finds out for how long those who made the snapshots need what is there: each of them may be at work, also one that did not make
 // the latest. What cannot be read, as it is encrypted for others or damaged, is left out.
 func (f *forgetting) learnGrace(ctx context.Context) error {
-	var mu sync.Mutex
 	return each(ctx, loadsAtATime, f.names, func(ctx context.Context, n Name) error {
 		m, err := f.v.Load(ctx, n)
 		if errors.Is(err, ErrKey) || errors.Is(err, ErrDamaged) {
 			return nil
 		}
 		if err == nil {
-			mu.Lock()
-			defer mu.Unlock()
-			f.named.grace = max(f.named.grace, time.Duration(m.Grace)*time.Second)
+			f.named.mu.Lock()
+			defer f.named.mu.Unlock()
+			f.named.needs(m.Grace)
 		}
 		return err
 	})

@@ -27,9 +27,12 @@ func (v *Vault) newInventory() *inventory {
 // for how long.
 func (i *inventory) heed(marks []mark) {
 	for _, m := range marks {
-		i.grace = max(i.grace, time.Duration(m.Grace)*time.Second)
+		i.needs(m.Grace)
 	}
 }
+
+// needs notes a grace period, in seconds.
+func (i *inventory) needs(grace int64) { i.grace = max(i.grace, time.Duration(grace)*time.Second) }
 
 // loadsAtATime bounds the manifests in memory.
 const loadsAtATime = 4
@@ -52,7 +55,7 @@ func (i *inventory) add(ctx context.Context, names []Name, stay bool) error {
 		defer i.mu.Unlock()
 		i.loaded[n.Key()] = true
 		i.retain[n.Key()] = time.Duration(m.Retain) * time.Second
-		i.grace = max(i.grace, time.Duration(m.Grace)*time.Second)
+		i.needs(m.Grace)
 		for _, o := range m.Objects() {
 			i.all[o.Key] = true
 			if stay && !i.stays[o.Key].After(o.Retained) {
