@@ -55,6 +55,7 @@ type syncRun struct {
 	shown   map[string]string       // every ref that the peer showed, or that is on record
 	zero    string
 	note    string
+	says    string // the peer, for status; see withPeerNote
 	head    *metaSync
 	created bool // the repository, by this Sync
 	headErr error
@@ -89,7 +90,7 @@ func (p *sshPeer) Sync(ctx context.Context, src Source, say io.Writer) (Outcome,
 		return out, run.explain(ctx, err)
 	}
 	run.addNote(run.head.note())
-	out.Digest, out.Note = run.digest(), run.note
+	out.Digest, out.Note = run.digest(), withPeerNote(run.note, p.name, run.says)
 	return out, clearRestored(src.Repo.Dir, p.name)
 }
 
@@ -409,6 +410,7 @@ func (r *syncRun) send(ctx context.Context, conn *conn, todo plan, have []string
 	end := r.ended(conn, err)
 	said.end()
 	if err == nil {
+		r.says = said.note
 		return also(r.judge(todo, report, said), end)
 	}
 	select {

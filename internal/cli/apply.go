@@ -85,9 +85,12 @@ func (p *Program) apply(ctx context.Context) error {
 		defer unlock()
 	}
 	a := p.newApplying(server)
+	end := a.noting()
 	// Keys do not wait for the map to be right: who has to be kept out, is.
 	a.userKeys(ctx)
-	return a.theMap(ctx)
+	err = a.theMap(ctx)
+	end(err)
+	return err
 }
 
 func (p *Program) newApplying(server *mirrorcfg.Server) *applying {
@@ -111,16 +114,20 @@ func (p *Program) MapState(ctx context.Context, server *mirrorcfg.Server) (resul
 	return a.result, err, a.keysErr
 }
 
+// nothingChanged begins the errors that come before anything is written.
+const nothingChanged = "nothing is changed: "
+
 // theMap applies the map itself.
 func (a *applying) theMap(ctx context.Context) error {
 	names, unreadable := a.server.Repositories()
 	resolved, err := a.resolveMap(ctx, a.server, names)
 	if err != nil {
-		return fmt.Errorf("nothing is changed: %w", err)
+		return fmt.Errorf(nothingChanged+"%w", err)
 	}
 	a.result.Notes = resolved.Notes
 	if unreadable != nil {
 		a.failed = true
+		a.trouble = append(a.trouble, "mirror map not applied to all repositories: "+unreadable.Error())
 		fmt.Fprintf(a.Stderr, "mirror-shell: %v\n", unreadable)
 	}
 	plans, err := a.planAll(ctx, names, resolved)
@@ -218,6 +225,7 @@ type applying struct {
 	changed int // repositories
 	events  []inbox.Event
 	keysErr error
+	trouble []string // what went wrong that is no repository's, for the master
 	failed  bool
 }
 
@@ -236,7 +244,7 @@ func (a *applying) planAll(ctx context.Context, names []string, resolved *mirror
 	var plans []repositoryPlan
 	for _, name := range names {
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("nothing is changed: %w", ctx.Err())
+			return nil, fmt.Errorf(nothingChanged+"%w", ctx.Err())
 		}
 		_, repo, err := a.server.Find(name)
 		want := resolved.Want[name]
@@ -323,6 +331,7 @@ func (a *applying) enqueue() {
 	err := hooks.EnqueueAll(a.server, a.Programs, a.events, a.Apply.Most, a.Stderr)
 	if err != nil {
 		a.failed = true
+		a.trouble = append(a.trouble, "mirror map applied, but "+err.Error())
 		fmt.Fprintf(a.Stderr, "mirror-shell: the map is applied, but %s: when that is mended, run mirror-shell sync\n", proc.OneLine(err.Error(), maxLine))
 	}
 }

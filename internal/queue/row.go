@@ -239,7 +239,7 @@ func (j job) verified(found Verification, before, now int64) job {
 		j.seen, j.done = j.want, j.want
 		j.oldest, j.later, j.laterOrigin = 0, 0, ""
 		j.owner, j.lease, j.probe = "", 0, false // of a worker that died
-	case j.state == StateOK && j.digest == found.Digest && (found.Note == "" || found.Note == j.note) &&
+	case j.state == StateOK && j.digest == found.Digest && (found.Note == "" && !found.ExactNote || found.Note == j.note) &&
 		j.lastSuccess <= now && now-j.lastSuccess < successFor.Milliseconds():
 		return j
 	}

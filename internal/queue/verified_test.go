@@ -42,14 +42,17 @@ func TestVerifiedRow(t *testing.T) {
 	for name, c := range map[string]struct {
 		before, want job
 		note         string
+		exact        bool
 	}{
-		"as before":           {ok, ok, "n"},
-		"as before, long ago": {change(func(j *job) { j.lastSuccess = now - 600_000 }), change(func(j *job) { j.lastSuccess = now }), "n"},
-		"another":             {ok, change(func(j *job) { j.lastSuccess, j.note = now, "m" }), "m"},
-		"of a new row":        {job{Key: key}, job{Key: key, state: StateOK, digest: "d", note: "m", lastSuccess: now, created: now}, "m"},
-		"while it runs":       {change(func(j *job) { j.owner, j.lease = "x", now+1 }), change(func(j *job) { j.owner, j.lease = "x", now+1 }), "m"},
+		"as before":           {ok, ok, "n", false},
+		"as before, long ago": {change(func(j *job) { j.lastSuccess = now - 600_000 }), change(func(j *job) { j.lastSuccess = now }), "n", false},
+		"another":             {ok, change(func(j *job) { j.lastSuccess, j.note = now, "m" }), "m", false},
+		"none any more":       {ok, change(func(j *job) { j.lastSuccess, j.note = now, "" }), "", true},
+		"exactly as before":   {ok, ok, "n", true},
+		"of a new row":        {job{Key: key}, job{Key: key, state: StateOK, digest: "d", note: "m", lastSuccess: now, created: now}, "m", false},
+		"while it runs":       {change(func(j *job) { j.owner, j.lease = "x", now+1 }), change(func(j *job) { j.owner, j.lease = "x", now+1 }), "m", false},
 	} {
-		if got := c.before.verified(Verification{Key: key, Digest: "d", Note: c.note}, before, now); got != c.want {
+		if got := c.before.verified(Verification{Key: key, Digest: "d", Note: c.note, ExactNote: c.exact}, before, now); got != c.want {
 			t.Errorf("note %s:\ngot  %+v\nwant %+v", name, got, c.want)
 		}
 	}
