@@ -34,6 +34,13 @@ func cutPeerNote(note, peer string) (own, says string) {
 	return own, says
 }
 
+// keepPeerNote is a note with what the peer has said before: nothing was pushed by git's own protocol, and so nothing
+// learned.
+func keepPeerNote(own, before, peer string) string {
+	_, says := cutPeerNote(before, peer)
+	return withPeerNote(own, peer, says)
+}
+
 // Renote returns the note of a row after a comparison found the copy equal; note is what it was. Where exact is true the
 // row is to have it at once, be it "".
 func (s Standing) Renote(note, peer string) (now string, exact bool) {

@@ -35,6 +35,17 @@ func TestRenote(t *testing.T) {
 	}
 }
 
+func TestKeepPeerNote(t *testing.T) {
+	for _, c := range []struct{ own, before, want string }{
+		{"", "", ""}, {"HEAD was not sent", "rescued x", "HEAD was not sent"},
+		{"", "rescued x; sam: bad map", "sam: bad map"}, {"HEAD was not sent", "sam: bad map", "HEAD was not sent; sam: bad map"},
+	} {
+		if got := keepPeerNote(c.own, c.before, "sam"); got != c.want {
+			t.Errorf("%q after %q: %q", c.own, c.before, got)
+		}
+	}
+}
+
 // A push by git's own protocol is told in a line among others.
 func TestNoteLine(t *testing.T) {
 	var shown bytes.Buffer

@@ -56,6 +56,7 @@ type syncRun struct {
 	zero    string
 	note    string
 	says    string // the peer, for status; see withPeerNote
+	heardIt bool   // what it says: it took a push
 	head    *metaSync
 	created bool // the repository, by this Sync
 	headErr error
@@ -91,6 +92,9 @@ func (p *sshPeer) Sync(ctx context.Context, src Source, say io.Writer) (Outcome,
 	}
 	run.addNote(run.head.note())
 	out.Digest, out.Note = run.digest(), withPeerNote(run.note, p.name, run.says)
+	if !run.heardIt {
+		out.Renote = func(before string) string { return keepPeerNote(run.note, before, p.name) }
+	}
 	return out, clearRestored(src.Repo.Dir, p.name)
 }
 
@@ -410,7 +414,7 @@ func (r *syncRun) send(ctx context.Context, conn *conn, todo plan, have []string
 	end := r.ended(conn, err)
 	said.end()
 	if err == nil {
-		r.says = said.note
+		r.says, r.heardIt = said.note, true
 		return also(r.judge(todo, report, said), end)
 	}
 	select {

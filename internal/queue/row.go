@@ -203,7 +203,11 @@ func (j job) settledWith(r result, wait func(n int) time.Duration, cap time.Dura
 	}
 	j.state, j.err, j.settled = r.state, r.err, j.run
 	if r.Note != "" || r.state == StateOK {
-		j.note = oneLine(r.Note)
+		note := r.Note
+		if r.state == StateOK && r.Renote != nil {
+			note = r.Renote(j.note)
+		}
+		j.note = oneLine(note)
 	}
 	switch r.state {
 	case StateOK, StateDropped:

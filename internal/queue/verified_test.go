@@ -204,3 +204,15 @@ func testVerifiedBesideRuns(t *testing.T) {
 	}
 	t.Logf("%d runs", runs)
 }
+
+// A run that did not find all out keeps a part of the note, and only when it ends well.
+func TestRenote(t *testing.T) {
+	before := job{Key: Key{"ip1", "sam"}, want: 1, seen: 1, run: 1, note: "old"}
+	r := Result{Digest: "d", Note: "new", Renote: func(before string) string { return "new\n" + before }}
+	if got := before.settledWith(result{state: StateOK, Result: r}, nil, 0, 1).note; got != "new old" {
+		t.Errorf("equal: %q", got)
+	}
+	if got := before.settledWith(result{state: StateHeld, Result: r}, nil, 0, 1).note; got != "new" {
+		t.Errorf("held: %q", got)
+	}
+}
