@@ -11,7 +11,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -239,28 +241,48 @@ type repositoryPlan struct {
 }
 
 // planAll reads the config of every repository that the map has, or had,
-// something to do with.
+// something to do with, as many at a time as there are processors: git takes milliseconds for each.
 func (a *applying) planAll(ctx context.Context, names []string, resolved *mirrorcfg.Resolved) ([]repositoryPlan, error) {
-	var plans []repositoryPlan
-	for _, name := range names {
+	plans := make([]*repositoryPlan, len(names))
+	var reads sync.WaitGroup
+	limit := make(chan struct{}, runtime.NumCPU())
+	for i, name := range names {
+		limit <- struct{}{}
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf(nothingChanged+"%w", ctx.Err())
+			break
 		}
-		_, repo, err := a.server.Find(name)
-		want := resolved.Want[name]
-		if err == nil && want == nil {
-			var had bool
-			if had, err = repo.HasConfig("mirror-map"); err == nil && !had {
-				continue
-			}
-		}
-		plan := repositoryPlan{name: name, repo: repo, err: err}
-		if err == nil {
-			plan.err = a.plan(ctx, &plan, want)
-		}
-		plans = append(plans, plan)
+		reads.Go(func() {
+			defer func() { <-limit }()
+			plans[i] = a.planOne(ctx, name, resolved.Want[name])
+		})
 	}
-	return plans, nil
+	reads.Wait()
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf(nothingChanged+"%w", ctx.Err())
+	}
+	var list []repositoryPlan
+	for _, plan := range plans {
+		if plan != nil {
+			list = append(list, *plan)
+		}
+	}
+	return list, nil
+}
+
+// planOne is planAll for one repository, nil for one that no map has to do with.
+func (a *applying) planOne(ctx context.Context, name string, want mirrorcfg.Settings) *repositoryPlan {
+	_, repo, err := a.server.Find(name)
+	if err == nil && want == nil {
+		var had bool
+		if had, err = repo.HasConfig("mirror-map"); err == nil && !had {
+			return nil
+		}
+	}
+	plan := &repositoryPlan{name: name, repo: repo, err: err}
+	if err == nil {
+		plan.err = a.plan(ctx, plan, want)
+	}
+	return plan
 }
 
 func (a *applying) plan(ctx context.Context, plan *repositoryPlan, want mirrorcfg.Settings) error {

@@ -221,10 +221,16 @@ func TestGitoliteHosts(t *testing.T) {
 	if !testenv.Poll(noted) {
 		t.Errorf("status does not tell: %s", frodo.Host().Run(t, "mirror-shell", "status", "gitolite-admin"))
 	}
+	if frodo.Host().MustRun(t, "mirror-shell", "sync", "gitolite-admin"); !noted() {
+		t.Error("a comparison takes the note away though nothing is mended")
+	}
 	if err := os.WriteFile(sam.Host().Home(".gitolite.rc"), rc, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	sam.Host().MustRun(t, "gitolite", "setup")
+	if frodo.Host().MustRun(t, "mirror-shell", "sync", "gitolite-admin"); noted() {
+		t.Error("a comparison keeps the note though it is mended")
+	}
 	frodo.AddConf(t, "\nrepo notes2\n    RW+ = alice\n")
 	if !testenv.Poll(func() bool { return !noted() }) {
 		t.Error("what is mended is still told")
