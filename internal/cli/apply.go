@@ -196,6 +196,9 @@ func (p *Program) mapFiles(ctx context.Context, server *mirrorcfg.Server) (files
 	if err != nil {
 		return nil, "", nil, fmt.Errorf("map.repository %s: %w", m.Repository, err)
 	}
+	if !tree.Has(path.Base(m.File)) {
+		return nil, "", nil, fmt.Errorf("map.repository %s has no file %s: push it; one that is empty takes back all that the map has set: %w", m.Repository, m.File, fs.ErrNotExist)
+	}
 	return tree, path.Base(m.File), func() {}, nil
 }
 
