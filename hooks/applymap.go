@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/refset"
 	"mirror-shell/mirrorcfg"
 )
 
@@ -34,12 +35,29 @@ func (h *Hook) applyMap(ctx context.Context, server *mirrorcfg.Server, cfg *mirr
 	// On a slave it is a server that pushes: what is wrong has to be in the log, too.
 	var said proc.Tail
 	cmd.Stdout, cmd.Stderr = h.Stderr, io.MultiWriter(h.Stderr, &said)
-	if err := cmd.Run(); err != nil {
+	err := cmd.Run()
+	if err != nil {
 		logError(server, "mirror map", err, "repository", cfg.Name, "peer", h.Peer, "said", said.String())
 		fmt.Fprintf(h.Stderr, "mirror-shell: the push is stored, but its mirror map is not applied on %s, or not all of it: %v: "+
 			"correct it and push again, or run there: mirror-shell apply --from-repository\n", server.Hostname, err)
 	}
+	h.tellMaster(server, err)
 	return 0
+}
+
+// tellMaster tells the master what to note of the map that it has pushed. Who pushed by the verb mirror-push learns it
+// from its answer, who compares from that of mirror-digest; a push by git's own protocol can only be told like this.
+func (h *Hook) tellMaster(server *mirrorcfg.Server, failed error) {
+	text := refset.MapNote(h.Dir, time.Now())
+	if failed != nil && text == "" { // apply was killed, or could not be started
+		text = "mirror map not applied: " + proc.OneLine(failed.Error(), 200)
+		if err := refset.EndMap(h.Dir, text); err != nil {
+			h.warn(server, "the mirror map", err)
+		}
+	}
+	if text != "" && h.Peer != "" {
+		fmt.Fprintf(h.Stderr, "%s%s\n", refset.NotePrefix, text)
+	}
 }
 
 // PushedTo are the peers that a user's push goes to from here.

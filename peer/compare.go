@@ -22,6 +22,7 @@ type Standing struct {
 	Reason string // why the repository could not be read there
 	NoHead bool   // HEAD cannot be seen there
 	Note   string // what is not there although all that is compared is equal; for status
+	Says   string // what the peer could not make of it, in one line; see Renote
 }
 
 // Comparer is a peer that can tell how all our repositories stand with it in
@@ -108,7 +109,36 @@ const maxStanding = 8 << 10
 // maxStandings bounds what a peer can have us keep: ten times the largest servers that are known.
 const maxStandings = 1 << 18
 
-// ReadStandings reads a stream to its END, which says whose it is.
+// WriteNote writes, after the END, what is to be noted of a repository that was in the stream:
+//
+//	NOTE REPO SP TEXT LF
+//
+// A master of before there were notes does not read on after the END.
+func WriteNote(w io.Writer, repo, text string) error {
+	_, err := fmt.Fprintf(w, "NOTE %s %s\n", repo, proc.OneLine(text, maxPeerNote))
+	return err
+}
+
+// maxNotes bounds the lines after the END that are read: few repositories can have a note.
+const maxNotes = 10
+
+// readNotes reads what stands after the END. Lines that make no sense are no reason to disbelieve what stood
+// before, nor is a stream that breaks off.
+func readNotes(lines *bufio.Scanner, standings map[string]Standing) {
+	for range maxNotes {
+		if !lines.Scan() {
+			return
+		}
+		about, note := strings.CutPrefix(lines.Text(), "NOTE ")
+		repo, text, _ := strings.Cut(about, " ")
+		if s, ok := standings[repo]; ok && note && s.Says == "" {
+			s.Says = proc.OneLine(text, maxPeerNote)
+			standings[repo] = s
+		}
+	}
+}
+
+// ReadStandings reads a stream to its END, which says whose it is, and the notes after that.
 func ReadStandings(r io.Reader) (standings map[string]Standing, hostname string, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxStanding)
@@ -120,6 +150,7 @@ func ReadStandings(r io.Reader) (standings map[string]Standing, hostname string,
 			if n, err := strconv.Atoi(count); err != nil || n != len(standings) || mirrorcfg.CheckHost(hostname) != nil {
 				return nil, "", fmt.Errorf("the peer's digests end with %.120q after %d lines", line, len(standings))
 			}
+			readNotes(lines, standings)
 			return standings, hostname, nil
 		}
 		repo, s, err := parseStanding(line)

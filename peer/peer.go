@@ -60,6 +60,8 @@ type Source struct {
 type Outcome struct {
 	Digest string // of our mirrored refs, which the peer's now equal
 	Note   string // what did not travel although nothing failed, one line
+	// Renote, where it is not nil, makes the note of what it was before: the peer was not asked for its part.
+	Renote func(before string) string
 	// Phases and Sent are also set when the Sync failed, as far as it came.
 	Phases map[string]time.Duration // how long each took
 	Sent   int64                    // bytes of content

@@ -47,9 +47,7 @@ func (r *syncRun) quick(ctx context.Context, head string) (done bool, err error)
 		return false, nil
 	}
 	r.early.said.sayTo(r.say)
-	if answer.Note != "" {
-		r.addNote(r.name + ": " + answer.Note)
-	}
+	r.says, r.heardIt = answer.Note, true
 	if err := r.applied(todo, head, answer); err != nil {
 		return true, err
 	}

@@ -10,6 +10,7 @@ import (
 	"unicode"
 
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/refset"
 )
 
 // prefixed passes on what a peer says, line by line, as "remote: …" and without
@@ -20,6 +21,7 @@ type remoteLines struct {
 	w      io.Writer
 	line   []byte
 	errors []string // lines that tell of one, the first of them
+	note   string   // what the peer wants to have noted, "" for nothing
 }
 
 // maxErrors is how many lines of errors are kept.
@@ -49,6 +51,9 @@ func (r *remoteLines) end() {
 		fmt.Fprintf(r.w, "remote: %s\n", text)
 		if len(r.errors) < maxErrors && (strings.HasPrefix(text, "error: ") || strings.HasPrefix(text, "fatal: ")) {
 			r.errors = append(r.errors, text)
+		}
+		if note, ok := strings.CutPrefix(text, refset.NotePrefix); ok {
+			r.note = proc.OneLine(note, maxPeerNote)
 		}
 	}
 	r.line = r.line[:0]

@@ -55,6 +55,8 @@ type syncRun struct {
 	shown   map[string]string       // every ref that the peer showed, or that is on record
 	zero    string
 	note    string
+	says    string // the peer, for status; see withPeerNote
+	heardIt bool   // what it says: it took a push
 	head    *metaSync
 	created bool // the repository, by this Sync
 	headErr error
@@ -89,7 +91,10 @@ func (p *sshPeer) Sync(ctx context.Context, src Source, say io.Writer) (Outcome,
 		return out, run.explain(ctx, err)
 	}
 	run.addNote(run.head.note())
-	out.Digest, out.Note = run.digest(), run.note
+	out.Digest, out.Note = run.digest(), withPeerNote(run.note, p.name, run.says)
+	if !run.heardIt {
+		out.Renote = func(before string) string { return keepPeerNote(run.note, before, p.name) }
+	}
 	return out, clearRestored(src.Repo.Dir, p.name)
 }
 
@@ -409,6 +414,7 @@ func (r *syncRun) send(ctx context.Context, conn *conn, todo plan, have []string
 	end := r.ended(conn, err)
 	said.end()
 	if err == nil {
+		r.says, r.heardIt = said.note, true
 		return also(r.judge(todo, report, said), end)
 	}
 	select {

@@ -280,8 +280,9 @@ func (s *Session) takePush(ctx context.Context, push Push, req Request, env []st
 		settings, err = mirrorHooks(s.Server, push.Config, push.Repo)
 		return settings, done, err
 	}
-	if s.Server.Gitolite.Programs != "" && req.Repo == gitolite.AdminRepo {
-		taker.After = gitolite.NotCompiled
+	if HasNote(s.Server, req.Repo) {
+		taker.After = func(ctx context.Context) string { return Note(ctx, s.Server, req.Repo, push.Repo) }
+		taker.HeadFirst = true
 	}
 	return taker.Serve(ctx, s.Stdin, s.Stdout)
 }

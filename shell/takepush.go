@@ -42,9 +42,11 @@ type PushTaker struct {
 	// Begin, where it is not nil, is called before anything is changed, and may refuse. It
 	// returns more settings, and what is to be called when all was applied.
 	Begin func(context.Context, []sendpack.Command) (settings []string, done func(), err error)
-	// After, where it is not nil, is called when refs have changed and all hooks have run, and says what the master's
-	// administrator should know of that; "" for nothing.
+	// After, where it is not nil, is called when all is applied and all hooks have run, or there was nothing to apply,
+	// and says what the master's administrator should know of the repository; "" for nothing.
 	After func(context.Context) string
+	// HeadFirst is for a repository whose hooks do something with what HEAD points to: they are to find the new one.
+	HeadFirst bool
 }
 
 // Serve reads one request, or none, and the pack from in, and writes the answer to out. An
@@ -107,7 +109,7 @@ func (t *PushTaker) take(ctx context.Context, q sendpack.QuickRequest, pack io.R
 		return a, err
 	}
 	// A default branch that was renamed cannot be deleted while HEAD points to it.
-	first := q.Head != "" && t.deletesHead(ctx, q)
+	first := q.Head != "" && (t.HeadFirst || t.deletesHead(ctx, q))
 	if first {
 		if err := t.setHead(ctx, q.Head); err != nil {
 			return a, err
@@ -117,9 +119,9 @@ func (t *PushTaker) take(ctx context.Context, q sendpack.QuickRequest, pack io.R
 		if err := t.receive(ctx, q, pack); err != nil {
 			return a, err
 		}
-		if t.After != nil {
-			a.Note = t.After(ctx)
-		}
+	}
+	if t.After != nil {
+		a.Note = t.After(ctx)
 	}
 	if q.Head != "" && !first {
 		if err := t.still(ctx); err != nil { // the pack may have taken hours

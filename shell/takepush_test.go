@@ -100,7 +100,7 @@ func (k *taken) refs() map[string]string {
 
 var noRef = strings.Repeat("0", 40)
 
-// What is wrong on the slave after a push is the master's to know, and only then asked for.
+// What is wrong on the slave after a push is the master's to know, and when it asks again.
 func TestTakePushNote(t *testing.T) {
 	k := newTaken(t)
 	one := k.commit("one")
@@ -113,7 +113,7 @@ func TestTakePushNote(t *testing.T) {
 	if a, err := k.serve(k.request("refs/heads/main", sendpack.Command{Ref: "refs/heads/main", Old: noRef, New: one})); err != nil || a.Stock != "" || a.Note != "the rules are old" {
 		t.Errorf("%+v, %v", a, err)
 	}
-	if a, err := k.serve(k.request("refs/heads/main")); err != nil || a.Note != "" {
+	if a, err := k.serve(k.request("refs/heads/main")); err != nil || a.Note != "the rules are old" {
 		t.Errorf("nothing changed: %+v, %v", a, err)
 	}
 	if a, err := k.serve(k.request("refs/heads/main", sendpack.Command{Ref: "refs/heads/main", Old: noRef, New: k.commit("two")})); err != nil || a.Stock == "" || a.Note != "" {

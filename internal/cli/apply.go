@@ -11,7 +11,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -85,9 +87,12 @@ func (p *Program) apply(ctx context.Context) error {
 		defer unlock()
 	}
 	a := p.newApplying(server)
+	end := a.noting()
 	// Keys do not wait for the map to be right: who has to be kept out, is.
 	a.userKeys(ctx)
-	return a.theMap(ctx)
+	err = a.theMap(ctx)
+	end(err)
+	return err
 }
 
 func (p *Program) newApplying(server *mirrorcfg.Server) *applying {
@@ -111,16 +116,20 @@ func (p *Program) MapState(ctx context.Context, server *mirrorcfg.Server) (resul
 	return a.result, err, a.keysErr
 }
 
+// nothingChanged begins the errors that come before anything is written.
+const nothingChanged = "nothing is changed: "
+
 // theMap applies the map itself.
 func (a *applying) theMap(ctx context.Context) error {
 	names, unreadable := a.server.Repositories()
 	resolved, err := a.resolveMap(ctx, a.server, names)
 	if err != nil {
-		return fmt.Errorf("nothing is changed: %w", err)
+		return fmt.Errorf(nothingChanged+"%w", err)
 	}
 	a.result.Notes = resolved.Notes
 	if unreadable != nil {
 		a.failed = true
+		a.trouble = append(a.trouble, "mirror map not applied to all repositories: "+unreadable.Error())
 		fmt.Fprintf(a.Stderr, "mirror-shell: %v\n", unreadable)
 	}
 	plans, err := a.planAll(ctx, names, resolved)
@@ -187,6 +196,9 @@ func (p *Program) mapFiles(ctx context.Context, server *mirrorcfg.Server) (files
 	if err != nil {
 		return nil, "", nil, fmt.Errorf("map.repository %s: %w", m.Repository, err)
 	}
+	if !tree.Has(path.Base(m.File)) {
+		return nil, "", nil, fmt.Errorf("map.repository %s has no file %s: push it; one that is empty takes back all that the map has set: %w", m.Repository, m.File, fs.ErrNotExist)
+	}
 	return tree, path.Base(m.File), func() {}, nil
 }
 
@@ -218,6 +230,7 @@ type applying struct {
 	changed int // repositories
 	events  []inbox.Event
 	keysErr error
+	trouble []string // what went wrong that is no repository's, for the master
 	failed  bool
 }
 
@@ -231,28 +244,48 @@ type repositoryPlan struct {
 }
 
 // planAll reads the config of every repository that the map has, or had,
-// something to do with.
+// something to do with, as many at a time as there are processors: git takes milliseconds for each.
 func (a *applying) planAll(ctx context.Context, names []string, resolved *mirrorcfg.Resolved) ([]repositoryPlan, error) {
-	var plans []repositoryPlan
-	for _, name := range names {
+	plans := make([]*repositoryPlan, len(names))
+	var reads sync.WaitGroup
+	limit := make(chan struct{}, runtime.NumCPU())
+	for i, name := range names {
+		limit <- struct{}{}
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("nothing is changed: %w", ctx.Err())
+			break
 		}
-		_, repo, err := a.server.Find(name)
-		want := resolved.Want[name]
-		if err == nil && want == nil {
-			var had bool
-			if had, err = repo.HasConfig("mirror-map"); err == nil && !had {
-				continue
-			}
-		}
-		plan := repositoryPlan{name: name, repo: repo, err: err}
-		if err == nil {
-			plan.err = a.plan(ctx, &plan, want)
-		}
-		plans = append(plans, plan)
+		reads.Go(func() {
+			defer func() { <-limit }()
+			plans[i] = a.planOne(ctx, name, resolved.Want[name])
+		})
 	}
-	return plans, nil
+	reads.Wait()
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf(nothingChanged+"%w", ctx.Err())
+	}
+	var list []repositoryPlan
+	for _, plan := range plans {
+		if plan != nil {
+			list = append(list, *plan)
+		}
+	}
+	return list, nil
+}
+
+// planOne is planAll for one repository, nil for one that no map has to do with.
+func (a *applying) planOne(ctx context.Context, name string, want mirrorcfg.Settings) *repositoryPlan {
+	_, repo, err := a.server.Find(name)
+	if err == nil && want == nil {
+		var had bool
+		if had, err = repo.HasConfig("mirror-map"); err == nil && !had {
+			return nil
+		}
+	}
+	plan := &repositoryPlan{name: name, repo: repo, err: err}
+	if err == nil {
+		plan.err = a.plan(ctx, plan, want)
+	}
+	return plan
 }
 
 func (a *applying) plan(ctx context.Context, plan *repositoryPlan, want mirrorcfg.Settings) error {
@@ -323,6 +356,7 @@ func (a *applying) enqueue() {
 	err := hooks.EnqueueAll(a.server, a.Programs, a.events, a.Apply.Most, a.Stderr)
 	if err != nil {
 		a.failed = true
+		a.trouble = append(a.trouble, "mirror map applied, but "+err.Error())
 		fmt.Fprintf(a.Stderr, "mirror-shell: the map is applied, but %s: when that is mended, run mirror-shell sync\n", proc.OneLine(err.Error(), maxLine))
 	}
 }

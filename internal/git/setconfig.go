@@ -117,6 +117,12 @@ func (b *limitedBuffer) Write(data []byte) (int, error) {
 	return b.buf.Write(data)
 }
 
+// Has reports whether there is a plain file of that path.
+func (t *Tree) Has(name string) bool {
+	_, ok := t.blobs[name]
+	return ok
+}
+
 // ReadFile returns a file's content, and fs.ErrNotExist when there is none of
 // that path.
 func (t *Tree) ReadFile(name string) ([]byte, error) {

@@ -26,6 +26,9 @@ type Job struct {
 type Result struct {
 	Digest string // of the refs that were confirmed; kept on success only
 	Note   string // for status
+	// Renote, where it is not nil, makes the row's note of what that is when a run ends well: for a run that did not find out all of
+	// it. It is called within a transaction, and may be called again.
+	Renote func(before string) string
 }
 
 // Func makes a peer equal. Its error decides what becomes of the job:

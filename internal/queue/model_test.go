@@ -357,7 +357,7 @@ func (m *machine) Verified(t *rapid.T) {
 	for range rapid.IntRange(1, 4).Draw(t, "n") {
 		v := Verification{
 			Key: modelKey(t), Digest: rapid.SampledFrom([]string{"", "d1", "d2"}).Draw(t, "digest"),
-			Note: rapid.SampledFrom([]string{"", "n"}).Draw(t, "note"),
+			Note: rapid.SampledFrom([]string{"", "n"}).Draw(t, "note"), ExactNote: rapid.Bool().Draw(t, "exact"),
 		}
 		if slices.ContainsFunc(copies, func(other Verification) bool { return other.Key == v.Key }) {
 			continue
@@ -386,7 +386,7 @@ func (m *machine) verify(v Verification, since int64) (satisfied bool) {
 		return false
 	}
 	satisfied = len(j.missing) > 0
-	if !satisfied && j.state == StateOK && j.digest == v.Digest && (v.Note == "" || v.Note == j.note) && m.now()-j.lastSuccess < 600_000 {
+	if !satisfied && j.state == StateOK && j.digest == v.Digest && (v.Note == "" && !v.ExactNote || v.Note == j.note) && m.now()-j.lastSuccess < 600_000 {
 		return false
 	}
 	if satisfied && j.run != nil {

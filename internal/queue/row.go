@@ -203,7 +203,11 @@ func (j job) settledWith(r result, wait func(n int) time.Duration, cap time.Dura
 	}
 	j.state, j.err, j.settled = r.state, r.err, j.run
 	if r.Note != "" || r.state == StateOK {
-		j.note = oneLine(r.Note)
+		note := r.Note
+		if r.state == StateOK && r.Renote != nil {
+			note = r.Renote(j.note)
+		}
+		j.note = oneLine(note)
 	}
 	switch r.state {
 	case StateOK, StateDropped:
@@ -239,7 +243,7 @@ func (j job) verified(found Verification, before, now int64) job {
 		j.seen, j.done = j.want, j.want
 		j.oldest, j.later, j.laterOrigin = 0, 0, ""
 		j.owner, j.lease, j.probe = "", 0, false // of a worker that died
-	case j.state == StateOK && j.digest == found.Digest && (found.Note == "" || found.Note == j.note) &&
+	case j.state == StateOK && j.digest == found.Digest && (found.Note == "" && !found.ExactNote || found.Note == j.note) &&
 		j.lastSuccess <= now && now-j.lastSuccess < successFor.Milliseconds():
 		return j
 	}

@@ -13,6 +13,8 @@ type Verification struct {
 	Key
 	Digest string
 	Note   string // for status, as a Result's: what the comparison found worth telling although it is equal
+	// ExactNote has the row's note be Note at once, and none when that is "".
+	ExactNote bool
 }
 
 // successFor is how long a recorded success stays as it is while comparisons confirm it: an hourly
@@ -28,7 +30,7 @@ const successFor = 10 * time.Minute
 //	it runs                                                     left alone: the run will tell
 //	it was equal                                                digest brought up to date, and the time of the
 //	                                                            success when that is ten minutes old; a note is then
-//	                                                            as now found, and a new one at once
+//	                                                            as now found, and a new or an exact one at once
 //	there is no row                                             a row is made, equal
 //
 // Each peer named has answered, so it is not down any more. The work is done in many transactions: after
@@ -42,7 +44,7 @@ func (q *Queue) Verified(ctx context.Context, copies []Verification, since time.
 		if byPeer[c.Peer] == nil {
 			byPeer[c.Peer] = map[Key]Verification{}
 		}
-		byPeer[c.Peer][c.Key] = Verification{c.Key, oneLine(c.Digest), oneLine(c.Note)}
+		byPeer[c.Peer][c.Key] = Verification{c.Key, oneLine(c.Digest), oneLine(c.Note), c.ExactNote}
 	}
 	for peer, of := range byPeer {
 		if err := q.answered(ctx, peer); err != nil {

@@ -42,14 +42,17 @@ func TestVerifiedRow(t *testing.T) {
 	for name, c := range map[string]struct {
 		before, want job
 		note         string
+		exact        bool
 	}{
-		"as before":           {ok, ok, "n"},
-		"as before, long ago": {change(func(j *job) { j.lastSuccess = now - 600_000 }), change(func(j *job) { j.lastSuccess = now }), "n"},
-		"another":             {ok, change(func(j *job) { j.lastSuccess, j.note = now, "m" }), "m"},
-		"of a new row":        {job{Key: key}, job{Key: key, state: StateOK, digest: "d", note: "m", lastSuccess: now, created: now}, "m"},
-		"while it runs":       {change(func(j *job) { j.owner, j.lease = "x", now+1 }), change(func(j *job) { j.owner, j.lease = "x", now+1 }), "m"},
+		"as before":           {ok, ok, "n", false},
+		"as before, long ago": {change(func(j *job) { j.lastSuccess = now - 600_000 }), change(func(j *job) { j.lastSuccess = now }), "n", false},
+		"another":             {ok, change(func(j *job) { j.lastSuccess, j.note = now, "m" }), "m", false},
+		"none any more":       {ok, change(func(j *job) { j.lastSuccess, j.note = now, "" }), "", true},
+		"exactly as before":   {ok, ok, "n", true},
+		"of a new row":        {job{Key: key}, job{Key: key, state: StateOK, digest: "d", note: "m", lastSuccess: now, created: now}, "m", false},
+		"while it runs":       {change(func(j *job) { j.owner, j.lease = "x", now+1 }), change(func(j *job) { j.owner, j.lease = "x", now+1 }), "m", false},
 	} {
-		if got := c.before.verified(Verification{Key: key, Digest: "d", Note: c.note}, before, now); got != c.want {
+		if got := c.before.verified(Verification{Key: key, Digest: "d", Note: c.note, ExactNote: c.exact}, before, now); got != c.want {
 			t.Errorf("note %s:\ngot  %+v\nwant %+v", name, got, c.want)
 		}
 	}
@@ -200,4 +203,16 @@ func testVerifiedBesideRuns(t *testing.T) {
 		t.Error(err)
 	}
 	t.Logf("%d runs", runs)
+}
+
+// A run that did not find all out keeps a part of the note, and only when it ends well.
+func TestRenote(t *testing.T) {
+	before := job{Key: Key{"ip1", "sam"}, want: 1, seen: 1, run: 1, note: "old"}
+	r := Result{Digest: "d", Note: "new", Renote: func(before string) string { return "new\n" + before }}
+	if got := before.settledWith(result{state: StateOK, Result: r}, nil, 0, 1).note; got != "new old" {
+		t.Errorf("equal: %q", got)
+	}
+	if got := before.settledWith(result{state: StateHeld, Result: r}, nil, 0, 1).note; got != "new" {
+		t.Errorf("held: %q", got)
+	}
 }

@@ -273,8 +273,14 @@ func (h *hosts) notCompiled() {
 	if !testenv.Poll(noted) {
 		h.t.Errorf("status does not tell: %s", h.frodo.Host().Run(h.t, "mirror-shell", "status", "gitolite-admin"))
 	}
+	if h.frodo.Host().MustRun(h.t, "mirror-shell", "sync", "gitolite-admin"); !noted() {
+		h.t.Error("a comparison takes the note away though nothing is mended")
+	}
 	h.setRC("", "")
 	h.sam.Host().MustRun(h.t, "gitolite", "setup")
+	if h.frodo.Host().MustRun(h.t, "mirror-shell", "sync", "gitolite-admin"); noted() {
+		h.t.Error("a comparison keeps the note though it is mended")
+	}
 	h.frodo.AddConf(h.t, "\nrepo notes2\n    RW+ = alice\n")
 	if !testenv.Poll(func() bool { return !noted() }) {
 		h.t.Error("what is mended is still told")

@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 
+	"mirror-shell/internal/git"
 	"mirror-shell/internal/refcache"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/peer"
+	"mirror-shell/shell"
 )
 
 // mirrorDigest tells a peer how every repository stands of which it is the
@@ -31,6 +33,7 @@ func (c *command) mirrorDigest(ctx context.Context) error {
 	cache := refcache.OpenCache(c.server.StateDir)
 	out := bufio.NewWriter(c.Stdout)
 	count := 0
+	notes := map[string]git.Repo{} // repositories that may have one
 	err = cache.LoadAll(ctx, c.server, names, func(name string, s refcache.State, err error) error {
 		if s.Config == nil {
 			log.Error("left out of digests", "repository", name, "error", err)
@@ -40,6 +43,9 @@ func (c *command) mirrorDigest(ctx context.Context) error {
 			return nil
 		}
 		count++
+		if shell.HasNote(c.server, name) {
+			notes[name] = git.Repo{Dir: s.Dir}
+		}
 		standing := peer.Standing{Digest: s.Digest, Head: s.Head}
 		if err != nil {
 			log.Error("refs cannot be read", "repository", name, "error", err)
@@ -52,6 +58,13 @@ func (c *command) mirrorDigest(ctx context.Context) error {
 	}
 	if err := peer.WriteEnd(out, count, c.server.Hostname); err != nil {
 		return err
+	}
+	for name, repo := range notes {
+		if text := shell.Note(ctx, c.server, name, repo); text != "" {
+			if err := peer.WriteNote(out, name, text); err != nil {
+				return err
+			}
+		}
 	}
 	if err := out.Flush(); err != nil {
 		return err

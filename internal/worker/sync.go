@@ -254,7 +254,8 @@ func (r *syncRun) judge(ctx context.Context, copies []replica, standings map[str
 		case headDiffers(c, s) || r.peers.NewMeta(c.state.Dir, c.Peer, c.state.Meta, c.state.Head):
 			different = append(different, c)
 		default:
-			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest, Note: s.Note})
+			note, exact := s.Renote(r.rows[c.Key].Note, c.Peer)
+			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest, Note: note, ExactNote: exact})
 		}
 	}
 	r.mu.Lock()

@@ -140,7 +140,7 @@ func job(peers *peer.Peers, say io.Writer, m *metrics.Metrics) queue.Func {
 				Peer: j.Peer, Kind: peers.Kind(j.Peer), Result: resultOf(err), Took: time.Since(began), Phases: out.Phases, Sent: out.Sent,
 			})
 		}
-		return queue.Result{Digest: out.Digest, Note: out.Note}, err
+		return queue.Result{Digest: out.Digest, Note: out.Note, Renote: out.Renote}, err
 	}
 }
 
