@@ -13,6 +13,7 @@ import (
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/meta"
 	"mirror-shell/internal/refset"
+	"mirror-shell/mirrorcfg"
 )
 
 // metaSync takes HEAD and the metadata to a peer. A push cannot: it takes the verb
@@ -130,6 +131,36 @@ func (h *metaSync) note() string {
 		notes = append(notes, h.known.Note)
 	}
 	return strings.Join(notes, "; ")
+}
+
+// MetaNote says what of HEAD and the metadata did not travel to a peer, by what is on record and stands in the repository: what a
+// comparison of refs cannot see. It is "" for nothing, and of a backup, which tells itself.
+func (p *Peers) MetaNote(ctx context.Context, repository, name string) (string, error) {
+	if p.Kind(name) == KindBackup {
+		return "", nil
+	}
+	_, repo, err := p.Server.Find(repository)
+	if err != nil {
+		return "", err
+	}
+	cfg, err := mirrorcfg.LoadRepo(ctx, repository, repo)
+	if err != nil {
+		return "", err
+	}
+	refs, err := repo.ReadRefs(ctx)
+	if err != nil {
+		return "", err
+	}
+	log, err := refset.Open(refset.Path(repo.Dir, name))
+	if err != nil {
+		return "", err
+	}
+	defer log.Close()
+	h := metaSync{syncRun: &syncRun{sshPeer: &sshPeer{name: name}, src: Source{Repo: repo, Config: cfg}, log: log, ours: cfg.MirroredRefs(refs)}}
+	if err := h.look(ctx); err != nil {
+		return "", err
+	}
+	return h.note(), nil
 }
 
 // notTaken is the note about a peer that takes no metadata, or of a wild repository only what

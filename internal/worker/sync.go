@@ -253,6 +253,8 @@ func (r *syncRun) judge(ctx context.Context, copies []replica, standings map[str
 			different = append(different, c)
 		case headDiffers(c, s) || r.peers.NewMeta(c.state.Dir, c.Peer, c.state.Meta, c.state.Head):
 			different = append(different, c)
+		case r.noteMeta(ctx, c, &s) != nil:
+			different = append(different, c)
 		default:
 			note, exact := s.Renote(r.rows[c.Key].Note, c.Peer)
 			equal = append(equal, queue.Verification{Key: c.Key, Digest: s.Digest, Note: note, ExactNote: exact})
@@ -263,6 +265,14 @@ func (r *syncRun) judge(ctx context.Context, copies []replica, standings map[str
 	r.mu.Unlock()
 	_, err = r.queue.Verified(ctx, equal, r.began)
 	return different, err
+}
+
+// noteMeta adds what did not travel beside the refs, where a note says so until now, or nothing is known of the copy.
+func (r *syncRun) noteMeta(ctx context.Context, c replica, s *peer.Standing) (err error) {
+	if row, known := r.rows[c.Key]; s.Note == "" && (!known || row.Note != "") {
+		s.Note, err = r.peers.MetaNote(ctx, c.Repository, c.Peer)
+	}
+	return err
 }
 
 // headDiffers reports whether the copy's HEAD is known and another than ours.
