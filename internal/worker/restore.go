@@ -188,7 +188,7 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 		// Slaves may have what came after the snapshot: no push may take it from them unseen.
 		options.Replace, options.Mark = true, strings.TrimPrefix(peer.RestoredMark(dir), dir+"/")
 		// Somebody may push as soon as it is in its place. That there are no hooks is told below.
-		options.Prepare = func(ctx context.Context, build string) { _ = r.hooked(ctx, git.Repo{Dir: build}) }
+		options.Prepare = func(ctx context.Context, build string) error { return r.hooked(ctx, git.Repo{Dir: build}) }
 	}
 	report, err := r.vault.Restore(ctx, chosen.Name, dir, options)
 	if r.at.IsZero() && chosen.Time.After(r.began.Add(time.Hour)) {
@@ -340,7 +340,7 @@ func (r *restoreRun) finish(ctx context.Context) error {
 		if count["moved"] > 0 {
 			fmt.Fprintf(r.Stdout, "%d repositories got pushes meanwhile, which are in the directories that were moved aside: git fetch DIRECTORY REF brings them back, or have them pushed again\n", count["moved"])
 		}
-		if r.Restore.InPlace && len(r.all) > 0 {
+		if r.Restore.InPlace && len(r.all) > count["failed"]+count["skipped"] {
 			fmt.Fprintln(r.Stdout, "what slaves have beyond this is held: see mirror-shell status after mirror-shell sync; mirror-shell sync --pull-from PEER REPO fetches it")
 		}
 	}

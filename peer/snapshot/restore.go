@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"mirror-shell/internal/proc"
 )
 
 // Thoroughness is what a restored repository has to pass before it takes its place.
@@ -33,8 +35,8 @@ type RestoreOptions struct {
 	// Mark is the path in the repository of an empty file that is put there before it takes its place, or "".
 	Mark string
 	// Prepare, when set, is called with the directory of the whole and checked repository before it takes its place: whatever
-	// is to be there from the first moment on.
-	Prepare func(ctx context.Context, dir string)
+	// is to be there from the first moment on. Its error ends the restore when it is that the disk is full; others are the caller's.
+	Prepare func(ctx context.Context, dir string) error
 	// Progress, when set, is called with the bytes that were written since the last call. It may be called by several
 	// goroutines at once.
 	Progress func(bytes int64)
@@ -52,27 +54,43 @@ type Restored struct {
 	Moved    []Moved  // what was pushed to the repository at Before while this one was made
 
 	Download, Check time.Duration
+
+	needs int64 // bytes of content that the snapshot has; 0 before that is known
 }
 
 // ErrIncomplete: the store gives what was backed up, but that is not a whole repository.
 var ErrIncomplete = errors.New("the snapshot is not whole")
+
+// errPlaced: the repository is restored, and something went wrong after that.
+var errPlaced = errors.New("the repository is restored")
 
 // ErrTarget: there is something where a repository should be restored to.
 var ErrTarget = errors.New("the target is taken")
 
 // Restore brings a snapshot back as a bare repository at dir, whose missing parents are made. Files belong
 // to the caller and have git's modes less the umask; core.sharedRepository of the restored config is
-// respected. On an error (ErrDamaged, ErrKey, ErrIncomplete, ErrTarget, or those of the store and the disk) dir is as it was.
+// respected. On an error (ErrDamaged, ErrKey, ErrIncomplete, ErrTarget, ErrNoRoom, or those of the store and the disk) dir is as it was.
 func (v *Vault) Restore(ctx context.Context, name Name, dir string, o RestoreOptions) (Restored, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return Restored{}, err
 	}
 	done := Restored{Snapshot: name, Dir: dir}
-	if err := v.restore(ctx, &done, o); err != nil {
+	if err := noRoomAt(&done, v.restore(ctx, &done, o)); err != nil {
 		return done, fmt.Errorf("restore %s of %s: %w", name.Repository, name.Time.UTC().Format(timeLayout), err)
 	}
 	return done, nil
+}
+
+// noRoomAt returns err as an ErrNoRoom when the disk of the target was full and nothing was replaced. What it fills
+// is gone by now, so it is said how much it has to be.
+func noRoomAt(done *Restored, err error) error {
+	if !isFull(err) || errors.Is(err, errPlaced) {
+		return err
+	}
+	dir := filepath.Dir(done.Dir)
+	return fmt.Errorf("%w in %s%s: nothing was changed: make room there for %d kB and more, or restore to another disk with --into: %s",
+		ErrNoRoom, dir, freeText(dir), (done.needs+999)/1000, proc.OneLine(err.Error(), 300))
 }
 
 func (v *Vault) restore(ctx context.Context, done *Restored, o RestoreOptions) error {
@@ -84,6 +102,7 @@ func (v *Vault) restore(ctx context.Context, done *Restored, o RestoreOptions) e
 	if err != nil {
 		return err
 	}
+	done.needs = contentSize(withoutTwins(m))
 	if err := os.MkdirAll(filepath.Dir(done.Dir), 0o755); err != nil {
 		return err
 	}
@@ -119,7 +138,10 @@ func (b *build) takePlace(ctx context.Context, done *Restored) error {
 	}
 	if old != nil {
 		defer old.open()
-		done.Notes = append(done.Notes, old.close(ctx, done.Dir)...)
+		notes, err := old.close(ctx, done.Dir)
+		if done.Notes = append(done.Notes, notes...); err != nil {
+			return err
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -157,9 +179,25 @@ func (b *build) make(ctx context.Context, done *Restored) error {
 		return err
 	}
 	if b.o.Prepare != nil {
-		b.o.Prepare(ctx, b.dir)
+		if err := b.o.Prepare(ctx, b.dir); isFull(err) {
+			return err
+		}
 	}
 	done.Refs, done.Objects, done.Bytes = len(b.m.Refs), int(b.objects.Load()), b.bytes.Load()
 	done.Notes = append(done.Notes, b.notes...)
 	return b.sync()
+}
+
+// contentSize is how many bytes the files of a repository have that is made from a manifest.
+func contentSize(m *Manifest) (size int64) {
+	for _, p := range m.Packs {
+		size += p.Pack.Size + p.Index.Size
+	}
+	for _, l := range m.LFS {
+		size += l.Size
+	}
+	for _, f := range m.Files {
+		size += f.Size
+	}
+	return size
 }

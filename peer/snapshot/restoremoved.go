@@ -74,11 +74,12 @@ func (b *build) replaces(dir string) (*replaced, error) {
 }
 
 // close has pushes refused and waits for those under way. The notes say what could not be done: the restore goes
-// on, because what is replaced may be broken.
-func (r *replaced) close(ctx context.Context, target string) (notes []string) {
-	var err error
+// on, because what is replaced may be broken. Only a full disk is an error: it is somebody's to mend first.
+func (r *replaced) close(ctx context.Context, target string) (notes []string, err error) {
 	text := fmt.Sprintf("%s is being restored: try again in a minute", r.name)
-	if r.mark, err = refset.MarkRestoring(target, text); err != nil {
+	if r.mark, err = refset.MarkRestoring(target, text); isFull(err) {
+		return nil, err
+	} else if err != nil {
 		notes = append(notes, fmt.Sprintf("pushes could not be refused meanwhile: %v", err))
 	}
 	left, err := r.wait(ctx, pushPatience)
@@ -86,7 +87,7 @@ func (r *replaced) close(ctx context.Context, target string) (notes []string) {
 		notes = append(notes, fmt.Sprintf("pushes that are under way cannot be seen: %v", err))
 	}
 	closeAll(left)
-	return notes
+	return notes, nil
 }
 
 // wait waits for the pushes that are under way now, and not for later ones. It returns those that are left.
@@ -150,7 +151,7 @@ func (r *replaced) compare(ctx context.Context, aside string) (moved []Moved, no
 	}
 	refs, err := git.Repo{Dir: aside}.ReadRefs(ctx)
 	if err != nil {
-		return nil, nil, fmt.Errorf("the repository is restored, but whether something was pushed to the old one meanwhile, which is now %s, cannot be told: %w", aside, err)
+		return nil, nil, fmt.Errorf("%w, but whether something was pushed to the old one meanwhile, which is now %s, cannot be told: %w", errPlaced, aside, err)
 	}
 	return difference(r.refs, refs), nil, nil
 }

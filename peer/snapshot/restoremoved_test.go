@@ -204,13 +204,14 @@ func TestRestorePrepares(t *testing.T) {
 	v, _ := testVault(t)
 	dir := packedRepo(t, "sha1")
 	name := takeNow(t, v, Source{Repository: "group/ip1", Repo: git.Repo{Dir: dir}}).Name
-	_, err := v.Restore(t.Context(), name, dir, RestoreOptions{Replace: true, Prepare: func(_ context.Context, build string) {
+	_, err := v.Restore(t.Context(), name, dir, RestoreOptions{Replace: true, Prepare: func(_ context.Context, build string) error {
 		if build == dir || os.WriteFile(filepath.Join(build, "prepared"), nil, 0o600) != nil {
 			t.Errorf("prepare %s", build)
 		}
 		if _, err := os.Lstat(filepath.Join(build, "packed-refs")); err != nil {
 			t.Error(err)
 		}
+		return nil
 	}})
 	if _, there := os.Lstat(filepath.Join(dir, "prepared")); err != nil || there != nil {
 		t.Error(err, there)
@@ -235,8 +236,8 @@ func TestRestoreRefusesMeanwhile(t *testing.T) {
 	if r.dir, err = os.Stat(dir); err != nil {
 		t.Fatal(err)
 	}
-	if notes := r.close(t.Context(), dir); len(notes) > 0 {
-		t.Error(notes)
+	if notes, err := r.close(t.Context(), dir); err != nil || len(notes) > 0 {
+		t.Error(notes, err)
 	}
 	if why := refset.WhyRestoring(dir); !strings.Contains(why, "group/ip1 is being restored: try again") {
 		t.Errorf("%q", why)

@@ -148,7 +148,7 @@ func (b *build) swap(target string, replace bool, now time.Time) (before string,
 	}
 	// From here on the new repository is in place, and no error takes it away.
 	if err := errors.Join(b.root.Remove(halfMade), durable.SyncDir(target), durable.SyncDir(filepath.Dir(target))); err != nil {
-		return before, fmt.Errorf("the repository is restored, but not all of that is on the disk for sure: %w", err)
+		return before, fmt.Errorf("%w, but not all of that is on the disk for sure: %w", errPlaced, err)
 	}
 	return before, nil
 }
@@ -166,7 +166,7 @@ func (b *build) exchange(target string, now time.Time) (before string, err error
 		old := b.dir
 		b.dir = "" // it is not ours now
 		if before, err = setAside(old, target, now); err != nil {
-			return old, fmt.Errorf("the repository is restored, and the old one is at %s: %w", old, err)
+			return old, fmt.Errorf("%w, and the old one is at %s: %w", errPlaced, old, err)
 		}
 		return before, nil
 	}

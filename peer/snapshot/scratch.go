@@ -44,7 +44,7 @@ func (v *Vault) scratchDir(purpose string) (dir string, remove func(), err error
 	}, nil
 }
 
-// ErrNoRoom: the scratch directory is on a disk that is full.
+// ErrNoRoom: the scratch directory, or the target of a restore, is on a disk that is full.
 var ErrNoRoom = errors.New("no room for unfinished work")
 
 // noRoom is how git says, in the C locale, that it could write no further.
@@ -54,24 +54,33 @@ var noRoom = lazyregexp.New(`(?i)no space left on device|out of disk ?space|disk
 // it is nobody's fault but this machine's, and trying again at once would fill it again. What git exited with is not
 // part of that error, so that nobody takes the repository for damaged.
 func (v *Vault) inScratch(err error) error {
-	if err == nil {
-		return nil
-	}
-	var exited *proc.Error
-	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
-	if !full && errors.As(err, &exited) {
-		full = noRoom.MatchString(exited.Stderr)
-	}
-	if !full {
+	if !isFull(err) {
 		return err
 	}
-	var disk unix.Statfs_t
-	free := ""
-	if unix.Statfs(v.Scratch, &disk) == nil {
-		free = fmt.Sprintf(" (%d kB are free)", disk.Bavail*uint64(disk.Bsize)/1000)
-	}
 	return fmt.Errorf("%w in %s%s: make room there, as much as is new in the repository, or make it a symbolic link to a directory on a larger disk: %s",
-		ErrNoRoom, v.Scratch, free, proc.OneLine(err.Error(), 300))
+		ErrNoRoom, v.Scratch, freeText(v.Scratch), proc.OneLine(err.Error(), 300))
+}
+
+// isFull reports whether something could not be written, by us or by git, as a disk is full.
+func isFull(err error) bool {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG) {
+		return true
+	}
+	var exited *proc.Error
+	return errors.As(err, &exited) && noRoom.MatchString(exited.Stderr)
+}
+
+// freeText says in parentheses how much room there is, "" when that cannot be told. A disk may also have too many files.
+func freeText(dir string) string {
+	var disk unix.Statfs_t
+	if unix.Statfs(dir, &disk) != nil {
+		return ""
+	}
+	files := ""
+	if disk.Files > 0 && disk.Ffree < 100 { // some file systems count none
+		files = fmt.Sprintf(", and %d more files", disk.Ffree)
+	}
+	return fmt.Sprintf(" (%d kB are free%s)", disk.Bavail*uint64(disk.Bsize)/1000, files)
 }
 
 // lockDir locks a directory until the file is closed, or the process ends.

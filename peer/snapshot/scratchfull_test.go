@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,22 +17,23 @@ import (
 	"filippo.io/age"
 
 	"mirror-shell/internal/git"
+	"mirror-shell/internal/refset"
 	"mirror-shell/peer/store"
 )
 
-// fullEnv tells this test binary to work in a mount namespace of its own: the directory, which gets a disk of 200 KiB there, and
+// fullEnv tells this test binary to work in a mount namespace of its own: the directory that gets a disk of 200 KiB there, and
 // nowhere else.
-const fullEnv = "MIRROR_SHELL_FULL_SCRATCH"
+const fullEnv = "MIRROR_SHELL_FULL_DISK"
 
-// inSmallScratch runs a test again as a child process, whose scratch directory is on such a disk.
-func inSmallScratch(t *testing.T, scratch string, env ...string) {
+// onSmallDisk runs a test again as a child process, which may mount such a disk on the directory.
+func onSmallDisk(t *testing.T, dir string, env ...string) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), append(env, fullEnv+"="+scratch)...)
+	cmd.Env = append(os.Environ(), append(env, fullEnv+"="+dir)...)
 	id := func(id int) []syscall.SysProcIDMap {
 		return []syscall.SysProcIDMap{{ContainerID: 0, HostID: id, Size: 1}}
 	}
@@ -62,13 +65,18 @@ func TestScratchIsFull(t *testing.T) {
 		return
 	}
 	scratch, vault := t.TempDir(), t.TempDir()+"/vault"
-	inSmallScratch(t, scratch, "MIRROR_SHELL_FULL_VAULT="+vault)
+	onSmallDisk(t, scratch, "MIRROR_SHELL_FULL_VAULT="+vault)
+}
+
+func mountSmallDisk(t *testing.T, dir string) {
+	t.Helper()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=200k"); err != nil {
+		t.Fatal("cannot mount: ", err)
+	}
 }
 
 func inFullScratch(t *testing.T, scratch, vault string) {
-	if err := syscall.Mount("tmpfs", scratch, "tmpfs", 0, "size=200k"); err != nil {
-		t.Fatal("cannot mount: ", err)
-	}
+	mountSmallDisk(t, scratch)
 	place, err := store.Open(t.Context(), store.Options{URL: vault})
 	if err != nil {
 		t.Fatal(err)
@@ -123,4 +131,62 @@ func inFullScratch(t *testing.T, scratch, vault string) {
 		t.Fatal(err)
 	}
 	take1(t, v, Source{Repository: "new", Repo: big})
+}
+
+// With no room where a repository is restored to: what was there stays and takes pushes, what was made is removed, and
+// it is said how much room is needed.
+func TestTargetIsFull(t *testing.T) {
+	if disk := os.Getenv(fullEnv); disk != "" {
+		restoreToFull(t, disk)
+		return
+	}
+	onSmallDisk(t, t.TempDir())
+}
+
+func restoreToFull(t *testing.T, disk string) {
+	mountSmallDisk(t, disk)
+	v, _ := testVault(t)
+	source := newSource(t)
+	bigCommit(t, source)
+	name := take1(t, v, Source{Repository: "big", Repo: source}).Name
+	m, err := v.Load(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := filepath.Join(disk, "big.git")
+	run(t, disk, "init", "-q", "--bare", "--template=", target)
+	kept := commitTo(t, git.Repo{Dir: target}, "refs/heads/main", "1 kept")
+	full := func(what string, err error) {
+		t.Helper()
+		needs := fmt.Sprintf("make room there for %d kB", (contentSize(m)+999)/1000)
+		if !errors.Is(err, ErrNoRoom) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), disk+" (") || !strings.Contains(err.Error(), "nothing was changed: "+needs) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if got := names(t, disk); !slices.Equal(got, []string{"big.git"}) {
+			t.Errorf("%s: left: %q", what, got)
+		}
+		if got := run(t, target, "rev-parse", "main"); got != kept || refset.WhyRestoring(target) != "" {
+			t.Errorf("%s: %s, %q", what, got, refset.WhyRestoring(target))
+		}
+	}
+	_, err = v.Restore(t.Context(), name, target, RestoreOptions{Replace: true})
+	full("in place", err)
+	_, err = v.Restore(t.Context(), name, filepath.Join(disk, "other.git"), RestoreOptions{})
+	full("beside", err)
+
+	// A small one that fits but for what is put last: the disk is full when the hooks come.
+	small := newSource(t)
+	commitTo(t, small, "refs/heads/main", "1 small")
+	name = take1(t, v, Source{Repository: "small", Repo: small}).Name
+	if m, err = v.Load(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	_, err = v.Restore(t.Context(), name, target, RestoreOptions{Replace: true, Prepare: func(_ context.Context, build string) error {
+		return os.WriteFile(filepath.Join(build, "hook"), make([]byte, 300_000), 0o600)
+	}})
+	full("hooks", err)
+	done, err := v.Restore(t.Context(), name, target, RestoreOptions{Replace: true})
+	if err != nil || done.Before == "" {
+		t.Errorf("what fits: %+v, %v", done, err)
+	}
 }

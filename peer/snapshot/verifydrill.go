@@ -41,9 +41,9 @@ func (v *Vault) practise(ctx context.Context, name Name) (Restored, error) {
 	}
 	defer remove()
 	target := filepath.Join(dir, "repository.git")
-	done, err := v.Restore(ctx, name, target, RestoreOptions{Check: Full, WithoutHooks: true})
-	if err = v.inScratch(err); err != nil {
-		return done, err
+	done := Restored{Snapshot: name, Dir: target}
+	if err := v.inScratch(v.restore(ctx, &done, RestoreOptions{Check: Full, WithoutHooks: true})); err != nil {
+		return done, fmt.Errorf("restore %s of %s: %w", name.Repository, name.Time.UTC().Format(timeLayout), err)
 	}
 	repo := git.Repo{Dir: target}
 	if err := dropUnborn(ctx, repo); err != nil {
