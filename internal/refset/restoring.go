@@ -142,6 +142,19 @@ func AsideName(repoDir string) string { return repoDir + beforeRestore }
 // it is also the name of the repository that was replaced.
 func BuildName(repoDir string) string { return "." + filepath.Base(repoDir) + duringRestore }
 
+// BuildOf returns which repository something of a name that BuildName makes was made for, by its name beside it.
+func BuildOf(name string) (repo string, ok bool) {
+	at := strings.LastIndex(name, duringRestore)
+	if at < 2 || name[0] != '.' {
+		return "", false
+	}
+	digits := name[at+len(duringRestore):]
+	if digits == "" || strings.Trim(digits, "0123456789") != "" {
+		return "", false
+	}
+	return name[1:at], true
+}
+
 // isAside reports whether a directory has such a name: a push in it began before the restore, or somebody
 // pushes to what was put away. What ends in ".git" is a repository that somebody called so.
 func isAside(repoDir string) bool {

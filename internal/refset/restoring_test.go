@@ -88,6 +88,17 @@ func TestIsAside(t *testing.T) {
 	}
 }
 
+func TestBuildOf(t *testing.T) {
+	for name, want := range map[string]string{
+		filepath.Base(BuildName("/r/ip1.git")) + "123": "ip1.git", ".a.mirror-shell-restore-1.git.mirror-shell-restore-2": "a.mirror-shell-restore-1.git",
+		"ip1.git.mirror-shell-restore-1": "", ".ip1.git.mirror-shell-restore-lock": "", ".ip1.git.mirror-shell-restore-": "", ".mirror-shell-restore-1": "", "": "", "ip1.git": "",
+	} {
+		if got, ok := BuildOf(name); got != want || ok != (want != "") {
+			t.Errorf("%s: %q, %v", name, got, ok)
+		}
+	}
+}
+
 func BenchmarkWhyRestoring(b *testing.B) {
 	dir := b.TempDir()
 	for b.Loop() {

@@ -118,6 +118,7 @@ func (c *command) examineRepositories(ctx context.Context) ([]Finding, map[strin
 		findings = append(findings, Finding{"repository " + proc.OneLine(d.Path, 200), fail, "it is neither mirrored nor backed up: " + proc.OneLine(d.Reason.Error(), 300),
 			"rename it or mend it, or move it out of repo_base"})
 	}
+	findings = append(findings, c.leftByRestores(names)...)
 	counts := map[mirrorcfg.Role]int{}
 	var unhooked []string
 	for _, name := range names {

@@ -315,6 +315,9 @@ func TestRestoreAfterKill(t *testing.T) {
 	m.before = func(operation, key string) error {
 		if strings.HasSuffix(key, ".pack") && !asked.Swap(true) {
 			was := names(t, base)
+			if left, err := LeftIn(base); err != nil || len(left) > 0 {
+				t.Errorf("left by one that is at work: %+v, %v", left, err)
+			}
 			if _, err := v.Restore(t.Context(), name, target, RestoreOptions{Replace: true}); !errors.Is(err, ErrTarget) {
 				t.Error("a second restore:", err)
 			}
@@ -325,8 +328,12 @@ func TestRestoreAfterKill(t *testing.T) {
 		return nil
 	}
 	v.Now = func() time.Time { return time.Date(2026, 11, 22, 3, 55, 57, 0, time.UTC) }
+	left := []Left{{half, target, false}, {swapped, target, true}, {empty, target, false}}
+	if got, err := LeftIn(base); err != nil || !slices.Equal(got, left) {
+		t.Errorf("%+v, %v", got, err)
+	}
 	got, err := v.Restore(t.Context(), name, target, RestoreOptions{Replace: true})
-	if err != nil || len(got.Notes) != 2 {
+	if err != nil || len(got.Notes) != 3 || !strings.Contains(strings.Join(got.Notes, "\n"), "what was pushed meanwhile is only there") {
 		t.Fatalf("%+v %v", got, err)
 	}
 	if diff := cmp.Diff([]string{"ip1.git", "ip1.git.before-restore-20261122T035557Z", "ip1.git.before-restore-20261122T035557Z-2"}, names(t, base)); diff != "" {
@@ -336,6 +343,31 @@ func TestRestoreAfterKill(t *testing.T) {
 		t.Error(got)
 	}
 	sameRepo(t, target, repo)
+}
+
+// Who is killed while what was made is removed does not leave what looks like a repository that was replaced. What ends it here is
+// a directory that cannot be removed.
+func TestRestoreKilledAsItRemoves(t *testing.T) {
+	stuck := os.Getenv(fullEnv)
+	if stuck == "" {
+		dir := filepath.Join(t.TempDir(), ".ip1.git.mirror-shell-restore-1")
+		run(t, ".", "init", "-q", "--bare", dir)
+		if err := os.WriteFile(filepath.Join(dir, halfMade), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		onSmallDisk(t, filepath.Join(dir, "refs"))
+		return
+	}
+	mountSmallDisk(t, stuck)
+	dir := filepath.Dir(stuck)
+	base := filepath.Dir(dir)
+	failed := removeBuild(dir)
+	if left, err := LeftIn(base); failed == nil || err != nil || !slices.Equal(left, []Left{{dir, filepath.Join(base, "ip1.git"), false}}) {
+		t.Errorf("%v, %+v, %v", failed, left, err)
+	}
+	if got := names(t, dir); !slices.Equal(got, []string{halfMade, "refs"}) {
+		t.Errorf("left: %q", got)
+	}
 }
 
 // What a hostile manifest could do with paths.

@@ -86,7 +86,7 @@ func (b *build) remove() {
 	if b.dir == "" {
 		return
 	}
-	if err := os.RemoveAll(b.dir); err != nil {
+	if err := removeBuild(b.dir); err != nil {
 		b.v.log().Warn("what a failed restore made is left; the next restore removes it", "dir", b.dir, "error", err)
 	}
 }

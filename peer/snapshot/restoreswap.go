@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -60,7 +59,7 @@ func inspect(target string, replace bool) (standing, error) {
 // lockTarget keeps other restores from the same target until unlock. Only its holder touches what is
 // beside the target, so whatever a restore finds there was left by one that is dead.
 func lockTarget(target string) (unlock func(), err error) {
-	file := filepath.Join(filepath.Dir(target), beside(target)+"lock")
+	file := lockFile(target)
 	for range 100 {
 		f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 		if err != nil {
@@ -92,21 +91,18 @@ func tidy(target string, now time.Time) (notes []string, err error) {
 		return nil, err
 	}
 	for _, e := range entries {
-		digits, ours := strings.CutPrefix(e.Name(), beside(target))
-		if !e.IsDir() || !ours || strings.Trim(digits, "0123456789") != "" {
+		if !e.IsDir() || !isBuild(e.Name(), target) {
 			continue // also what is beside a target whose name begins with ours
 		}
 		dir := filepath.Join(filepath.Dir(target), e.Name())
-		_, err := os.Lstat(filepath.Join(dir, halfMade))
-		if err == nil {
-			notes = append(notes, "removed "+dir+", which a restore that was killed had left")
-			err = os.RemoveAll(dir)
-		} else if errors.Is(err, fs.ErrNotExist) && os.Remove(dir) != nil { // it is not empty
+		replaced, err := wasReplaced(dir)
+		if err == nil && replaced {
 			var kept string
 			kept, err = setAside(dir, target, now)
-			notes = append(notes, "a restore that was killed had replaced a repository, which is now "+kept)
-		} else if errors.Is(err, fs.ErrNotExist) {
-			err = nil
+			notes = append(notes, fmt.Sprintf("a restore that was killed had replaced a repository, which is now %s: what was pushed meanwhile is only there", kept))
+		} else if err == nil {
+			notes = append(notes, "removed "+dir+", which a restore that was killed had left")
+			err = removeBuild(dir)
 		}
 		if err != nil {
 			return notes, err
