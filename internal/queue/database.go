@@ -145,7 +145,10 @@ func (q *Queue) tidied(ctx context.Context, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	return q.dialect.tidy(err)
+	if err = q.dialect.tidy(err); q.file != nil {
+		err = noRoom(q.stateDir, err)
+	}
+	return err
 }
 
 // schema remembers that the tables have been seen to be there.

@@ -112,6 +112,8 @@ var (
 	ErrUnsupported = errors.New("not supported in this version")
 	// ErrUnavailable: the database server cannot be reached. What hooks recorded waits in the inbox.
 	ErrUnavailable = errors.New("the database server cannot be reached")
+	// ErrNoRoom: the disk of state_dir is full. It passes when there is room.
+	ErrNoRoom = errors.New("no room")
 	// ErrNewerSchema: the database was written by a newer version of the program.
 	ErrNewerSchema = errors.New("database was made by a newer version")
 	// ErrRunning is wrapped by Forget's error while a job of the repository runs.
@@ -186,7 +188,7 @@ type Ticket struct {
 }
 
 // Open opens the queue, and creates database file, directory and tables when they are missing. Its errors may
-// wrap ErrUnsupported, ErrUnavailable or ErrNewerSchema, and never show a password. Close must be called in the end.
+// wrap ErrUnsupported, ErrUnavailable, ErrNoRoom or ErrNewerSchema, and never show a password. Close must be called in the end.
 func Open(ctx context.Context, o Options) (*Queue, error) {
 	if o.StateDir == "" || o.Server == "" {
 		return nil, errors.New("open queue: state_dir and hostname are required")

@@ -3,6 +3,7 @@ package queue
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
@@ -105,4 +106,24 @@ func isStorage(err error) bool {
 		}
 	}
 	return false
+}
+
+// littleRoom is how much has to be free, in bytes, for the disk not to be what is wrong: SQLite needs files beside its own.
+const littleRoom = 128 << 10
+
+// noRoom says of an error of the disk that there is no room on it, which SQLite may call an input/output error.
+func noRoom(stateDir string, err error) error {
+	if !isStorage(err) {
+		return err
+	}
+	var disk unix.Statfs_t
+	if unix.Statfs(stateDir, &disk) != nil {
+		return err
+	}
+	free := disk.Bavail * uint64(disk.Bsize)
+	noFiles := disk.Files > 0 && disk.Ffree == 0 // some file systems count none
+	if free > littleRoom && !noFiles {
+		return err
+	}
+	return fmt.Errorf("%w in %s (%d kB and %d files are free): make room there: %w", ErrNoRoom, stateDir, free/1000, disk.Ffree, err)
 }

@@ -92,6 +92,10 @@ func TestStartsOnAFullDisk(t *testing.T) {
 	if _, err := b.Inbox.Put(inbox.Event{Repository: "ip1", Peers: []string{"sam"}, Origin: inbox.OriginList}); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("a push on a full disk: %v", err)
 	}
+	// SQLite calls it an input/output error.
+	if _, err := Open(t.Context(), Options{StateDir: dir, Server: "frodo"}); !errors.Is(err, ErrNoRoom) || !strings.Contains(err.Error(), "no room in "+dir+" (0 kB ") {
+		t.Errorf("a command on a full disk: %v", err)
+	}
 	b = newBenchOn(t, open(t, dir, func(o *Options) { o.Patient = true }), succeed)
 	b.Poll = 100 * time.Millisecond
 	stop := b.serveAnyhow()
@@ -115,9 +119,8 @@ func TestStartsOnAFullDisk(t *testing.T) {
 func TestFirstStartOnAFullDisk(t *testing.T) {
 	dir := smallDisk(t)
 	free := fillDisk(t, dir)
-	if q, err := Open(t.Context(), Options{StateDir: dir, Server: "frodo"}); err == nil {
-		q.Close()
-		t.Error("opened for a command")
+	if _, err := Open(t.Context(), Options{StateDir: dir, Server: "frodo"}); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("opened for a command: %v", err)
 	}
 	b := newBenchOn(t, open(t, dir, func(o *Options) { o.Patient = true }), succeed)
 	b.Poll = 100 * time.Millisecond
@@ -173,7 +176,11 @@ func TestReadOnlyDirectory(t *testing.T) {
 		}
 	}
 	remount(unix.MS_RDONLY)
-	if q, err := Open(t.Context(), Options{StateDir: dir, Server: "frodo"}); err == nil {
+	q, err := Open(t.Context(), Options{StateDir: dir, Server: "frodo"})
+	if errors.Is(err, ErrNoRoom) {
+		t.Error(err) // there is room, and nobody may use it
+	}
+	if err == nil {
 		defer q.Close()
 		if _, err := q.Enqueue(t.Context(), []Change{{Key: samKey, Origin: inbox.OriginList}}); err == nil {
 			t.Error("recorded")

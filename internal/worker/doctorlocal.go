@@ -97,8 +97,11 @@ func directory(key, dir string, mask fs.FileMode) Finding {
 	if err != nil {
 		return Finding{key, fail, err.Error(), "make it writable; look for a full disk or a read-only file system"}
 	}
-	probe.Close()
-	os.Remove(probe.Name())
+	_, err = probe.Write(make([]byte, 4096)) // an empty file needs no room
+	err = errors.Join(err, probe.Close(), os.Remove(probe.Name()))
+	if err != nil {
+		return Finding{key, fail, proc.OneLine(err.Error(), 300), "make room on its disk"}
+	}
 	if open := info.Mode() & mask; open != 0 {
 		return Finding{key, fail, fmt.Sprintf("%s has mode %04o", dir, info.Mode().Perm()), fmt.Sprintf("chmod %04o %s", info.Mode().Perm()&^mask, dir)}
 	}
@@ -203,7 +206,9 @@ func (c *command) examineKeys() ([]Finding, map[string]bool) {
 // examineWorker: what guarantees retries is a daemon or a timer.
 func (c *command) examineWorker(ctx context.Context) []Finding {
 	var findings []Finding
-	if q, err := openQueue(ctx, c.server); err != nil {
+	if q, err := openQueue(ctx, c.server); errors.Is(err, queue.ErrNoRoom) {
+		findings = append(findings, Finding{"queue", fail, proc.OneLine(err.Error(), 300), "nothing is wrong with the database"})
+	} else if err != nil {
 		findings = append(findings, Finding{"queue", fail, proc.OneLine(err.Error(), 300), "mend or move away the database, then run mirror-shell sync"})
 	} else {
 		q.Close()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,6 +116,7 @@ func (c *command) forgotten(ctx context.Context, r snapshot.ForgetReport, peerNa
 		if memory := c.backupMemory(r.Repository, peerName); memory != "" {
 			errs = append(errs, os.RemoveAll(memory))
 		}
+		errs = append(errs, c.forgetEqual(ctx, r.Repository, peerName))
 	} else if _, err := c.queue.Forget(ctx, r.Repository); err != nil && !errors.Is(err, queue.ErrRunning) {
 		errs = append(errs, err)
 	}
@@ -130,6 +132,17 @@ func (c *command) forgotten(ctx context.Context, r snapshot.ForgetReport, peerNa
 		return cli.Exit(1)
 	}
 	return nil
+}
+
+// forgetEqual has status not call a copy equal that is not there any more. What waits to be backed up goes on waiting.
+func (c *command) forgetEqual(ctx context.Context, name, peerName string) error {
+	rows, err := c.queue.Rows(ctx, queue.Filter{Repository: name, Peer: peerName})
+	if err != nil {
+		return err
+	}
+	rows = slices.DeleteFunc(rows, func(r queue.Row) bool { return r.State != queue.StateOK })
+	_, err = c.queue.ForgetSeen(ctx, rows)
+	return err
 }
 
 func (c *command) tellForgotten(r snapshot.ForgetReport, peerName string) {
