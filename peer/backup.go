@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -59,13 +58,11 @@ type openedVault struct {
 
 // vaultDir looks at the directory that a URL names; nil: it names none, or there is none.
 func vaultDir(place string) fs.FileInfo {
-	if u, err := url.Parse(place); err == nil && u.Scheme == "file" {
-		place = u.Path
-	}
-	if !filepath.IsAbs(place) {
+	dir := localDir(place)
+	if dir == "" {
 		return nil
 	}
-	info, err := os.Stat(place)
+	info, err := os.Stat(dir)
 	if err != nil {
 		return nil
 	}
@@ -82,6 +79,9 @@ func (o openedVault) current(place string) bool {
 func (p *Peers) Vault(ctx context.Context, name string) (*snapshot.Vault, error) {
 	if p.Kind(name) != KindBackup {
 		return nil, fmt.Errorf("%s is no backup: write [peer.%s] with kind = %q and its url into %s", name, name, KindBackup, p.Server.File)
+	}
+	if err := p.checkPlace(name); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	p.vaults.mu.Lock()
 	defer p.vaults.mu.Unlock()
@@ -109,6 +109,9 @@ func (b *backupPeer) Sync(ctx context.Context, src Source, _ io.Writer) (Outcome
 	source := b.source(src.Config, src.Repo.Dir)
 	source.ID, source.Progress = src.ID, src.Progress
 	taken, err := vault.Take(ctx, source)
+	if err == nil {
+		b.peers.notePlace(b.name)
+	}
 	out := Outcome{Digest: taken.Name.Digest, Note: taken.Note, Phases: phasesOf(taken.Phases), Sent: taken.Uploaded}
 	return out, b.explain(err)
 }

@@ -54,7 +54,7 @@ func (c *command) forgetInVault(ctx context.Context, name string) error {
 	}
 	c.logForgotten(report, peerName, err)
 	if report.Gone {
-		err = errors.Join(err, note(nil))
+		err = errors.Join(err, note(nil), peers.KeepPlace(peerName))
 	}
 	return errors.Join(err, c.forgotten(ctx, report, peerName, here, err == nil))
 }
@@ -191,7 +191,7 @@ func untilText(t time.Time) string {
 
 // finishForgotten has prune end what forget began: of what was forgotten it deletes what may go by now. Names given to prune
 // are those of others, which have snapshots.
-func (c *command) finishForgotten(ctx context.Context, vault *snapshot.Vault) ([]pruned, error) {
+func (c *command) finishForgotten(ctx context.Context, peerName string, vault *snapshot.Vault) ([]pruned, error) {
 	if c.Prune.DryRun || len(c.Prune.Repositories) > 0 {
 		return nil, nil
 	}
@@ -211,6 +211,9 @@ func (c *command) finishForgotten(ctx context.Context, vault *snapshot.Vault) ([
 			fmt.Fprintf(c.Stderr, "mirror-shell: %s: %s\n", name, p.Error)
 		}
 		all = append(all, p)
+	}
+	if len(names) > 0 {
+		return all, (&peer.Peers{Server: c.server}).KeepPlace(peerName)
 	}
 	return all, nil
 }

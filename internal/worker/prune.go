@@ -53,7 +53,7 @@ func (c *command) prune(ctx context.Context) error {
 		stage.Done(1)
 	}
 	shown.Close()
-	finished, err := c.finishForgotten(ctx, vault)
+	finished, err := c.finishForgotten(ctx, name, vault)
 	if err != nil {
 		return err
 	}
