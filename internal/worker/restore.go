@@ -50,6 +50,7 @@ type restoreRun struct {
 	began time.Time
 	mu    sync.Mutex
 	all   []restored
+	lent  borrowing // in place only: who borrows from others
 }
 
 // restore brings repositories back, in parallel, all to the same point in time.
@@ -136,6 +137,16 @@ func matching(all, patterns []string) ([]string, error) {
 func (r *restoreRun) run(ctx context.Context, names []string) {
 	done := r.shown.Stage("repositories restored", len(names))
 	r.bytes = r.shown.Bytes("written")
+	if r.Restore.InPlace {
+		r.lent = r.newBorrowing()
+	}
+	for _, group := range r.lent.inOrder(names) {
+		r.together(ctx, group, done)
+	}
+}
+
+// together restores repositories side by side.
+func (r *restoreRun) together(ctx context.Context, names []string, done *stage) {
 	var all errgroup.Group
 	all.SetLimit(min(r.server.Worker.Jobs, max(2, runtime.NumCPU())))
 	for _, name := range names {
@@ -185,6 +196,9 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 		options.Check = snapshot.Checksums
 	}
 	if r.Restore.InPlace {
+		if err := r.lent.refuse(git.Repo{Dir: dir}); err != nil && git.IsRepository(dir) {
+			return err
+		}
 		// Slaves may have what came after the snapshot: no push may take it from them unseen.
 		options.Replace, options.Mark = true, strings.TrimPrefix(peer.RestoredMark(dir), dir+"/")
 		// Somebody may push as soon as it is in its place. That there are no hooks is told below.
