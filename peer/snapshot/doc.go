@@ -35,6 +35,7 @@
 // ID, which the administrator may have given to a run over all repositories. A snapshot is never
 // older than the one before it: a clock that goes back is overruled by a millisecond. So whether
 // anything has to be done is decided by one request, a listing of one key.
+// For a policy of days or months the time at which the store got an overruled snapshot counts.
 //
 // # Manifest
 //

@@ -114,8 +114,8 @@ func (p *pruning) look(ctx context.Context) error {
 			p.checks = append(p.checks, name)
 		}
 	}
-	names, err := p.v.manifests(ctx, p.repository)
-	if err != nil {
+	var names []Name
+	if names, p.policy.put, err = p.v.manifestsPut(ctx, p.repository); err != nil {
 		return err
 	}
 	if len(names) == 0 {

@@ -71,18 +71,24 @@ func (i *inventory) add(ctx context.Context, names []Name, stay bool) error {
 
 // manifests lists the snapshots of a repository, newest first. A key among them that is not understood is an error.
 func (v *Vault) manifests(ctx context.Context, repository string) ([]Name, error) {
-	var names []Name
+	names, _, err := v.manifestsPut(ctx, repository)
+	return names, err
+}
+
+// manifestsPut also tells when the store got them, by their keys.
+func (v *Vault) manifestsPut(ctx context.Context, repository string) (names []Name, put map[string]time.Time, err error) {
+	put = map[string]time.Time{}
 	for info, err := range v.Store.List(ctx, snapshotsOf(repository), "", 0) {
 		if err != nil {
-			return nil, fmt.Errorf("list snapshots of %s: %w", repository, err)
+			return nil, nil, fmt.Errorf("list snapshots of %s: %w", repository, err)
 		}
 		name, err := ParseName(info.Key)
 		if err != nil {
-			return nil, fmt.Errorf("nothing of %s is deleted, because there is something that may be a snapshot of a newer version: %w", repository, err)
+			return nil, nil, fmt.Errorf("nothing of %s is deleted, because there is something that may be a snapshot of a newer version: %w", repository, err)
 		}
-		names = append(names, name)
+		names, put[info.Key] = append(names, name), info.Time
 	}
-	return names, nil
+	return names, put, nil
 }
 
 // needIdentities refuses what an encrypted vault does not let us see.

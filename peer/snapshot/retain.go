@@ -24,6 +24,9 @@ type Policy struct {
 	Location *time.Location
 	// DryRun has Prune say what it would do, and write and delete nothing.
 	DryRun bool
+
+	// put is when the store got the manifests, by their keys; nil: not known. See times.
+	put map[string]time.Time
 }
 
 // ErrNoPolicy: the policy would keep nothing but the latest snapshot, because nothing in it is set.
@@ -147,8 +150,9 @@ func (p Policy) keepPeriods(r rule, names []Name, bad map[string]bool, keep map[
 	}
 	var order [][3]int
 	best := map[[3]int]Name{}
-	for _, n := range names {
-		period := r.period(n.Time.In(where))
+	times := p.times(names)
+	for i, n := range names {
+		period := r.period(times[i].In(where))
 		have, seen := best[period]
 		if !seen && len(order) == r.count {
 			continue
@@ -163,6 +167,28 @@ func (p Policy) keepPeriods(r rule, names []Name, bad map[string]bool, keep map[
 	for _, n := range best {
 		keep[n.Key()] = true
 	}
+}
+
+// clocksDiffer is how much the clocks of a server and of a store may differ without that one of them was set wrong.
+const clocksDiffer = time.Hour
+
+// overruledFor is how far the names of snapshots are apart at the most whose clock was overruled, by a millisecond each, when most
+// of them are gone.
+const overruledFor = time.Minute
+
+// times returns when snapshots, which are sorted newest first, were taken. One that is named after a clock that was ahead has all that follow
+// it named right behind it, until that time has come: as if a year were one day, of which a policy keeps one
+// snapshot. For these the store's time counts.
+func (p Policy) times(names []Name) []time.Time {
+	times := make([]time.Time, len(names))
+	for i, n := range names {
+		times[i] = n.Time
+		put, known := p.put[n.Key()]
+		if known && n.Time.Sub(put) > clocksDiffer && i+1 < len(names) && n.Time.Sub(names[i+1].Time) < overruledFor {
+			times[i] = put
+		}
+	}
+	return times
 }
 
 func rank(bad bool) int {

@@ -94,7 +94,9 @@ func (v *Vault) surroundings(ctx context.Context, repository string, kept []Pack
 			names, published[info.Key] = append(names, name), info.Time
 		}
 	}
-	for _, n := range v.Keep.lasting(names, v.now(), c.retain) {
+	keep := v.Keep
+	keep.put = published
+	for _, n := range keep.lasting(names, v.now(), c.retain) {
 		if at := published[n.Key()]; at.After(c.lasting) {
 			c.lasting = at
 		}

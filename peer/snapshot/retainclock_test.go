@@ -1,0 +1,57 @@
+package snapshot
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"mirror-shell/internal/git"
+)
+
+// A clock that was a year ahead for one backup: what is taken after it has been set right is named right behind that one, for a
+// year. Each day still has its snapshot, whatever else prune has removed by then. A clock that was set back likewise.
+func TestPruneAfterTheClockWasWrong(t *testing.T) {
+	for what, wrong := range map[string]time.Duration{"ahead": 365 * 24 * time.Hour, "back": -365 * 24 * time.Hour} {
+		t.Run(what, func(t *testing.T) {
+			v, m := testVault(t)
+			v.Grace = time.Hour
+			r := newSource(t)
+			source := Source{Repository: "ip1", Repo: git.Repo{Dir: r.Dir}}
+			clock := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+			v.Now = func() time.Time { return clock }
+			m.now = v.Now
+			var taken []Name // of the last of each day
+			for day := range 30 {
+				commitTo(t, r, "refs/heads/main", fmt.Sprint(day, " early"))
+				offset := time.Duration(0)
+				if day == 8 || what == "back" && day > 8 && day < 25 {
+					offset = wrong
+				}
+				clock = clock.Add(offset)
+				take1(t, v, source)
+				clock = clock.Add(time.Hour)
+				commitTo(t, r, "refs/heads/main", fmt.Sprint(day, " late"))
+				taken = append(taken, take1(t, v, source).Name)
+				clock = clock.Add(-offset).Add(23 * time.Hour)
+				if day%10 == 9 {
+					if _, err := v.Prune(t.Context(), "ip1", Policy{Daily: 14}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			left := map[string]bool{}
+			names, err := v.manifests(t.Context(), "ip1")
+			for _, n := range names {
+				left[n.Sum] = true
+			}
+			for day, n := range taken[30-13:] { // one place may be that of the wrong time
+				if !left[n.Sum] {
+					t.Errorf("nothing of the %d. day of the last 13 is left", day+1)
+				}
+			}
+			if err != nil || len(names) > 20 {
+				t.Errorf("%d are left, %v", len(names), err)
+			}
+		})
+	}
+}
