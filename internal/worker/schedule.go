@@ -87,14 +87,18 @@ func (c *command) keepSchedule(ctx context.Context, s schedule, peers *peer.Peer
 		if err != nil {
 			log.Error("it is not known when the last scheduled backup was", "peer", s.peer, "error", err)
 		}
-		at, slack, err := s.due(r.kept(), time.Now())
+		now := time.Now()
+		at, slack, err := s.due(r.kept(now), now)
 		if err != nil {
 			log.Error("no more scheduled backups", "peer", s.peer, "error", err)
 			return
 		}
 		at = at.Add(time.Duration(rand.Int64N(int64(slack) + 1)))
-		if sleep(ctx, time.Until(at)) != nil {
+		switch there, err := waitUntil(ctx, at, time.Now, sleep); {
+		case err != nil:
 			return
+		case !there:
+			continue
 		}
 		began := time.Now()
 		if c.persist(ctx, s.peer, log, func() error { return c.scheduled(ctx, s.peer, peers, log) }) != nil {
@@ -102,6 +106,29 @@ func (c *command) keepSchedule(ctx context.Context, s schedule, peers *peer.Peer
 		}
 		// Only now: one that was ended is missed, and made up for at the next start.
 		c.record(s.peer, log, func(r *scheduleRecord) { r.done(began) })
+	}
+}
+
+// longestNap is how soon a clock that was set is noticed.
+const longestNap = time.Minute
+
+// waitUntil waits until a time on the clock on the wall. It returns false when that clock was set, or the machine was suspended: then
+// it is to be found out anew what is due. A timer alone would know nothing of either, and a machine that starts in 1970 and is told
+// the time a minute later would wait for its first Sunday.
+func waitUntil(ctx context.Context, at time.Time, now func() time.Time, nap func(context.Context, time.Duration) error) (there bool, err error) {
+	for {
+		before := now().Round(0) // without the time since the machine started
+		left := at.Sub(before)
+		if left <= 0 {
+			return true, nil
+		}
+		left = min(left, longestNap)
+		if err := nap(ctx, left); err != nil {
+			return false, err
+		}
+		if set := now().Round(0).Sub(before) - left; set.Abs() > longestNap {
+			return false, nil
+		}
 	}
 }
 

@@ -41,6 +41,65 @@ func TestDue(t *testing.T) {
 	}
 }
 
+// What was written while the clock was years ahead hides no missed run.
+func TestKeptByAWrongClock(t *testing.T) {
+	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	ahead, yesterday := now.AddDate(4, 0, 0), now.AddDate(0, 0, -1)
+	for name, c := range map[string]struct {
+		record scheduleRecord
+		want   time.Time
+	}{
+		"begun ahead":     {scheduleRecord{Since: yesterday, Began: ahead}, yesterday},
+		"kept ahead":      {scheduleRecord{Since: ahead, Began: yesterday}, yesterday},
+		"nothing is true": {scheduleRecord{Since: ahead, Began: ahead}, time.Time{}},
+		"as it should be": {scheduleRecord{Since: yesterday, Began: now}, now},
+	} {
+		if got := c.record.kept(now); !got.Equal(c.want) {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	s := schedule{"vault", "@hourly"}
+	r := scheduleRecord{Schedule: "@hourly", Since: ahead, Began: yesterday}
+	if at, _, err := s.due(r.kept(now), now); err != nil || !at.Equal(now) {
+		t.Errorf("due at %v, %v", at, err)
+	}
+	if state := s.judge(r, true, now); state.overdue.IsZero() {
+		t.Error("nobody is told that it is overdue")
+	}
+}
+
+// A clock that is set while a schedule waits is noticed within two minutes, and one that runs is waited for to the second.
+func TestWaitUntil(t *testing.T) {
+	for name, c := range map[string]struct {
+		wait, set time.Duration // set by so much in the tenth minute
+		there     bool
+		waited    time.Duration
+	}{
+		"nothing to wait for": {wait: -time.Second, there: true},
+		"no change":           {wait: 90 * time.Minute, there: true, waited: 90 * time.Minute},
+		"a little":            {wait: 20 * time.Minute, set: -30 * time.Second, there: true, waited: 20*time.Minute + 30*time.Second},
+		"forwards":            {wait: 30 * 24 * time.Hour, set: 20 * 365 * 24 * time.Hour, waited: 10 * time.Minute},
+		"back":                {wait: 30 * 24 * time.Hour, set: -20 * 365 * 24 * time.Hour, waited: 10 * time.Minute},
+	} {
+		start := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+		clock, waited := start, time.Duration(0)
+		there, err := waitUntil(t.Context(), start.Add(c.wait), func() time.Time { return clock }, func(_ context.Context, d time.Duration) error {
+			if waited += d; waited == 10*time.Minute {
+				clock = clock.Add(c.set)
+			}
+			clock = clock.Add(d)
+			return nil
+		})
+		if there != c.there || err != nil || waited != c.waited {
+			t.Errorf("%s: %v after %s, %v", name, there, waited, err)
+		}
+	}
+	stop := errors.New("stop")
+	if _, err := waitUntil(t.Context(), time.Now().Add(time.Hour), time.Now, func(context.Context, time.Duration) error { return stop }); !errors.Is(err, stop) {
+		t.Error(err)
+	}
+}
+
 // A scheduled run that fails is tried again, and not at its next time only.
 func TestPersist(t *testing.T) {
 	c := &command{server: &mirrorcfg.Server{StateDir: t.TempDir(), Worker: mirrorcfg.Worker{RetryMax: mirrorcfg.Duration(time.Millisecond)}}}
@@ -114,7 +173,7 @@ func TestScheduleRecord(t *testing.T) {
 	then := time.Date(2026, 11, 22, 3, 20, 0, 0, time.UTC)
 	r.keep("@daily", then)
 	r.keep("@daily", then.Add(48*time.Hour))
-	if at, _, err := (schedule{"vault", "@daily"}).due(r.kept(), then.Add(48*time.Hour)); err != nil || !at.Equal(then.Add(48*time.Hour)) {
+	if at, _, err := (schedule{"vault", "@daily"}).due(r.kept(then.Add(48*time.Hour)), then.Add(48*time.Hour)); err != nil || !at.Equal(then.Add(48*time.Hour)) {
 		t.Errorf("the first run was missed, and the next is at %v, %v", at, err)
 	}
 	r.failed(errors.New("one"), then)
@@ -123,11 +182,11 @@ func TestScheduleRecord(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	r.done(then.Add(49 * time.Hour))
-	if r.Error != "" || !r.Failing.IsZero() || !r.kept().Equal(then.Add(49*time.Hour)) {
+	if r.Error != "" || !r.Failing.IsZero() || !r.kept(then.Add(49*time.Hour)).Equal(then.Add(49*time.Hour)) {
 		t.Errorf("%+v", r)
 	}
 	r.keep("@hourly", then.Add(72*time.Hour)) // another schedule: what the old one missed is over
-	if !r.kept().Equal(then.Add(72 * time.Hour)) {
+	if !r.kept(then.Add(72 * time.Hour)).Equal(then.Add(72 * time.Hour)) {
 		t.Errorf("%+v", r)
 	}
 }
