@@ -143,7 +143,7 @@
 //  3. Sweep. It deletes data that an old mark has as a candidate, that is old itself, and that no
 //     manifest names; the manifests are listed again before each hundred blobs.
 //  4. Announce. It puts a mark with the snapshots that the policy drops. The mark retires all old marks, and every
-//     younger one with a candidate that a manifest names by now. It repeats what they say was removed: the
+//     younger one with a candidate that a manifest names by now, or of a time that is still to come. It repeats what they say was removed: the
 //     thousand newest, and all that a snapshot which stays follows. Then the retired marks are deleted.
 //  5. Remove. It deletes the manifests that were announced, and later their checks.
 //  6. Nominate. It puts a mark with the data that is named by no manifest that is left, and is in no mark yet.

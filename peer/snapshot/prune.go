@@ -166,6 +166,9 @@ func (p *pruning) grace() time.Duration { return max(p.v.grace(), p.named.grace)
 
 func (p *pruning) old(t time.Time) bool { return p.atOnce || p.now.Sub(t) > p.gracePlus() }
 
+// ahead reports whether the store's clock was set back since then.
+func (p *pruning) ahead(t time.Time) bool { return t.Sub(p.now) > p.gracePlus() }
+
 // delete removes a blob under the lease. A locked one is reported, and is no error.
 func (p *pruning) delete(ctx context.Context, key string) (deleted bool, err error) {
 	within, cancel, err := p.lease.hold(ctx)

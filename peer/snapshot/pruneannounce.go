@@ -57,7 +57,8 @@ type announcement struct {
 
 // plan decides what the first mark of this run says. Old marks are merged into it, because their candidates
 // were dealt with. So are young ones that name data which a snapshot names by now: were that snapshot removed,
-// the data would be deleted earlier than a grace period after it.
+// the data would be deleted earlier than a grace period after it. And so are those of a clock that was ahead, which would not be old
+// for as long: their candidates are announced anew.
 func (p *pruning) plan() announcement {
 	var a announcement
 	var merge, keep []mark
@@ -71,7 +72,7 @@ func (p *pruning) plan() announcement {
 			continue
 		}
 		revived := slices.ContainsFunc(m.Candidates, func(key string) bool { return p.named.all[key] })
-		if revived || p.old(m.stored) {
+		if revived || p.old(m.stored) || p.ahead(m.stored) {
 			merge = append(merge, m)
 		} else {
 			keep = append(keep, m)

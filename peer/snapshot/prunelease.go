@@ -59,11 +59,27 @@ func (v *Vault) lease(ctx context.Context, repository string) (*lease, error) {
 				v.log().Warn("an old lease stays", "key", key, "error", err)
 			}
 		default:
+			if age < -v.leaseTime() {
+				err, age = l.redate(ctx, key), 0
+			}
 			l.release(ctx)
+			if err != nil {
+				return nil, err
+			}
 			return nil, fmt.Errorf("%w on %s, or was killed: try again after %s", ErrBusy, repository, v.now().Add(v.leaseTime()-age).Format(time.TimeOnly))
 		}
 	}
 	return l, nil
+}
+
+// redate puts a lease again, under another name, and removes it: the store's clock has been set back since it was
+// written, and it would count for as long. Its holder, should it live, renews it in less time than the new one lasts.
+func (l *lease) redate(ctx context.Context, key string) error {
+	again := lease{v: l.v, repository: l.repository} // nobody releases it
+	if err := again.write(ctx); err != nil {
+		return err
+	}
+	return l.v.Store.Delete(ctx, key)
 }
 
 func (l *lease) list(ctx context.Context) (map[string]time.Time, error) {

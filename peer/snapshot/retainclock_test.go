@@ -1,7 +1,9 @@
 package snapshot
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -53,5 +55,37 @@ func TestPruneAfterTheClockWasWrong(t *testing.T) {
 				t.Errorf("%d are left, %v", len(names), err)
 			}
 		})
+	}
+}
+
+// A prune that was killed while the clock was a year ahead, and the marks of one that was not, hold nobody up for a year.
+func TestPruneAfterTheClockWasAhead(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	w := newMonths(t)
+	w.snapshot("a", "old")
+	w.pass(time.Hour)
+	w.snapshot("a")
+	w.pass(year)
+	if r := w.prune(Policy{Last: 1}); len(r.Removed) != 1 || r.Waiting.Blobs != 1 {
+		t.Errorf("%+v", r)
+	}
+	killed, err := w.lease(t.Context(), "ip1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.pass(-year)
+	if _, err := w.Prune(t.Context(), "ip1", Policy{Last: 1}); !errors.Is(err, ErrBusy) {
+		t.Errorf("it may be alive, and renew its lease: %v", err)
+	}
+	if keys := w.below("marks/"); slices.Contains(keys, killed.keys[0]) {
+		t.Errorf("its lease still is of next year: %q", keys)
+	}
+	w.pass(21 * time.Minute)
+	for range 2 { // it is too young to be announced again, and then is
+		w.prune(Policy{Last: 1})
+		w.pass(31 * time.Hour)
+	}
+	if r := w.prune(Policy{Last: 1}); r.Deleted.Blobs != 1 {
+		t.Errorf("what nobody needs stays: %+v, %q", r, w.below("marks/"))
 	}
 }
