@@ -59,7 +59,7 @@ func (v *Vault) lease(ctx context.Context, repository string) (*lease, error) {
 				v.log().Warn("an old lease stays", "key", key, "error", err)
 			}
 		default:
-			if age < -v.leaseTime() {
+			if age < -v.leaseTime() && l.held() < v.leaseTime() { // else we have stood still
 				err, age = l.redate(ctx, key), 0
 			}
 			l.release(ctx)
@@ -79,7 +79,10 @@ func (l *lease) redate(ctx context.Context, key string) error {
 	if err := again.write(ctx); err != nil {
 		return err
 	}
-	return l.v.Store.Delete(ctx, key)
+	if err := l.v.Store.Delete(ctx, key); !errors.Is(err, store.ErrLocked) {
+		return err
+	}
+	return nil
 }
 
 func (l *lease) list(ctx context.Context) (map[string]time.Time, error) {
