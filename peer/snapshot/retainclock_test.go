@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,7 +34,11 @@ func TestPruneAfterTheClockWasWrong(t *testing.T) {
 				take1(t, v, source)
 				clock = clock.Add(time.Hour)
 				commitTo(t, r, "refs/heads/main", fmt.Sprint(day, " late"))
-				taken = append(taken, take1(t, v, source).Name)
+				late := take1(t, v, source)
+				if told := strings.Contains(late.Note, "the clock was ahead then, or is behind now"); told != (late.Name.Time.Sub(clock) > clocksDiffer) {
+					t.Errorf("day %d: of %s at %s: %q", day, late.Name.Time, clock, late.Note)
+				}
+				taken = append(taken, late.Name)
 				clock = clock.Add(-offset).Add(23 * time.Hour)
 				if day%10 == 9 {
 					if _, err := v.Prune(t.Context(), "ip1", Policy{Daily: 14}); err != nil {

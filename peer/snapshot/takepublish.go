@@ -32,6 +32,9 @@ func (t *taking) make(ctx context.Context) error {
 	m := t.now.Manifest
 	t.walked = t.walked || len(t.tips) == 0
 	m.Previous, m.Time = t.latest.Sum, after(t.now.Time, t.latest.Time)
+	if m.Time.Sub(t.now.Time) > clocksDiffer {
+		t.note(fmt.Sprintf("it is listed as of %s, right after the one before it: the clock was ahead then, or is behind now", m.Time.Format(time.DateTime)+" UTC"))
+	}
 	stop := t.walkAside(ctx, fresh)
 	err = t.upload(ctx, &m, kept, fresh)
 	stop(err)
