@@ -88,7 +88,10 @@ func (c *command) keepSchedule(ctx context.Context, s schedule, peers *peer.Peer
 			log.Error("it is not known when the last scheduled backup was", "peer", s.peer, "error", err)
 		}
 		now := time.Now()
-		at, slack, err := s.due(r.kept(now), now)
+		if r.tame(now) {
+			c.record(s.peer, log, func(r *scheduleRecord) { r.tame(now) })
+		}
+		at, slack, err := s.due(r.kept(), now)
 		if err != nil {
 			log.Error("no more scheduled backups", "peer", s.peer, "error", err)
 			return

@@ -31,15 +31,23 @@ type scheduleRecord struct {
 	Error    string    `json:",omitempty"` // and why the last did
 }
 
-// kept is the time up to which nothing was missed; zero where the schedule was never kept. What a clock wrote that
-// was ahead does not count: nothing would be missed until then.
-func (r *scheduleRecord) kept(now time.Time) (kept time.Time) {
-	for _, t := range []time.Time{r.Since, r.Began} {
-		if t.After(kept) && !t.After(now) {
-			kept = t
+// kept is the time up to which nothing was missed; zero where the schedule was never kept.
+func (r *scheduleRecord) kept() time.Time {
+	if r.Began.After(r.Since) {
+		return r.Began
+	}
+	return r.Since
+}
+
+// tame has nothing be of a time that is still to come, which a clock wrote that was ahead: until then no run
+// would count as missed. It reports whether there was any.
+func (r *scheduleRecord) tame(now time.Time) (changed bool) {
+	for _, t := range []*time.Time{&r.Since, &r.Began, &r.Failing} {
+		if t.After(now) {
+			*t, changed = now.UTC(), true
 		}
 	}
-	return kept
+	return changed
 }
 
 // keep notes that a daemon keeps a schedule from now on. Another one begins anew: its times before now
@@ -155,7 +163,7 @@ func (c *command) scheduleStates(now time.Time) ([]scheduleState, error) {
 
 // judge tells what is wrong with how a schedule is kept.
 func (s schedule) judge(r scheduleRecord, serving bool, now time.Time) scheduleState {
-	state := scheduleState{schedule: s, serving: serving, record: r, overdue: s.overdue(r.kept(now), now)}
+	state := scheduleState{schedule: s, serving: serving, record: r, overdue: s.overdue(r.kept(), now)}
 	switch kept := r.Schedule == s.expression; {
 	case serving && !kept:
 		state.problem = fmt.Sprintf("schedule = %q is not kept: mirror-shell serve was started before that was written", s.expression)
