@@ -56,7 +56,7 @@ func (c *command) examineVault(ctx context.Context, name string) Finding {
 		detail += ", and is empty"
 	}
 	if problem, level := scarce(v.Store); level != ok {
-		return Finding{check, level, problem, "make room there, or remove old snapshots by mirror-shell prune; what could not be backed up is tried again by itself"}
+		return Finding{check, level, problem, "make room there, or remove old snapshots by mirror-shell prune, which needs some kB itself; what could not be backed up is tried again by itself"}
 	}
 	return Finding{check, ok, detail, ""}
 }
