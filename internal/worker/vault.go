@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -55,8 +56,8 @@ func (c *command) examineVault(ctx context.Context, name string) Finding {
 	if first.Sum == "" {
 		detail += ", and is empty"
 	}
-	if problem, level := scarce(v.Store); level != ok {
-		return Finding{check, level, problem, "make room there, or remove old snapshots by mirror-shell prune, which needs some kB itself; what could not be backed up is tried again by itself"}
+	if problem, do, level := scarce(v.Store); level != ok {
+		return Finding{check, level, problem, do}
 	}
 	return Finding{check, ok, detail, ""}
 }
@@ -67,25 +68,28 @@ const (
 	enoughRoom = 10e9
 )
 
-// scarce says that a store is full, or will be soon: a warning below a twentieth of its size. What is on a network
+// scarce says that a store takes nothing, or is full, or will be soon: a warning below a twentieth of its size. What is on a network
 // may not tell its size.
-func scarce(s store.Store) (problem, level string) {
+func scarce(s store.Store) (problem, do, level string) {
 	place, is := s.(store.Roomer)
 	if !is {
-		return "", ok
+		return "", "", ok
 	}
+	do = "make room there, or remove old snapshots by mirror-shell prune, which needs some kB itself; what could not be backed up is tried again by itself"
 	free, blobs, size, err := place.Room()
 	switch {
+	case errors.Is(err, store.ErrDenied):
+		return proc.OneLine(err.Error(), 300), "see that the directory is this account's, and that its disk is not mounted read-only: one with errors may be", fail
 	case err != nil:
-		return proc.OneLine(err.Error(), 300), warn
+		return proc.OneLine(err.Error(), 300), "look at the disk", warn
 	case size == 0:
-		return "", ok
+		return "", "", ok
 	case free < scarceRoom || blobs == 0:
-		return fmt.Sprintf("its disk is full: %d kB and %d files are free", free/1000, blobs), fail
+		return fmt.Sprintf("its disk is full: %d kB and %d files are free", free/1000, blobs), do, fail
 	case free < min(size/20, enoughRoom):
-		return fmt.Sprintf("its disk is nearly full: %d of %d MB are free", free/1e6, size/1e6), warn
+		return fmt.Sprintf("its disk is nearly full: %d of %d MB are free", free/1e6, size/1e6), do, warn
 	}
-	return "", ok
+	return "", "", ok
 }
 
 // examineLock says what it costs to retain backups without knowing which of them prune keeps.

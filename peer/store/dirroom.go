@@ -9,6 +9,9 @@ import (
 
 // Room asks the file system; of other limits, such as quotas, it does not know.
 func (d *directory) Room() (free, blobs, size uint64, err error) {
+	if err := unix.Access(d.path, unix.W_OK); err != nil { // a disk with errors is mounted read-only by itself
+		return 0, 0, 0, fmt.Errorf("nothing can be written to %s: %w", d.path, denied(err))
+	}
 	var disk unix.Statfs_t
 	if err := unix.Statfs(d.path, &disk); err != nil {
 		return 0, 0, 0, fmt.Errorf("ask for the room in %s: %w", d.path, err)

@@ -106,7 +106,7 @@ type Deferrer interface {
 // Roomer is a Store that has so much room and no more.
 type Roomer interface {
 	// Room returns how many bytes, and how many blobs, can still be put there, and the size of it all in bytes. A
-	// number of blobs that is not bounded is the largest one.
+	// number of blobs that is not bounded is the largest one. ErrDenied: nothing can be put there at all.
 	Room() (free, blobs, size uint64, err error)
 }
 
