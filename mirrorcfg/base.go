@@ -56,10 +56,18 @@ func (s *Server) Find(name string) (clean string, repo git.Repo, err error) {
 		return "", repo, fmt.Errorf("repository %s: %w", clean, err)
 	case !strings.HasPrefix(dir, base+"/"):
 		return "", repo, fmt.Errorf("%w: %s is a link that leaves repo_base", ErrName, clean)
+	case !git.IsRepository(dir) && unreadable(dir):
+		return "", repo, fmt.Errorf("%w: %s may not be read by the account that this runs as: see whose it is", ErrNoRepo, clean)
 	case !git.IsRepository(dir):
 		return "", repo, fmt.Errorf("%w: %s is not a git repository", ErrNoRepo, clean)
 	}
 	return clean, git.Repo{Dir: dir}, nil
+}
+
+// unreadable reports whether a directory does not let us in: somebody made the repository as root, for example.
+func unreadable(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, "HEAD"))
+	return errors.Is(err, fs.ErrPermission)
 }
 
 // OpenRepo finds a repository and loads its configuration.

@@ -61,7 +61,8 @@ func (r *remoteLines) end() {
 
 // reason picks from what the peer has said why it refused refs: an error that
 // names one of them as git does, else the first that ends everything, a hook's
-// for example. "" is none.
+// for example, else a lock of all refs, of which git names none: a machine that dies
+// leaves packed-refs.lock behind. "" is none.
 func (r *remoteLines) reason(refs []string) string {
 	for _, line := range r.errors {
 		for _, ref := range refs {
@@ -72,6 +73,11 @@ func (r *remoteLines) reason(refs []string) string {
 	}
 	for _, line := range r.errors {
 		if text, ok := strings.CutPrefix(line, "fatal: "); ok {
+			return text
+		}
+	}
+	for _, line := range r.errors {
+		if text, ok := strings.CutPrefix(line, "error: "); ok && strings.HasPrefix(text, "Unable to create '") {
 			return text
 		}
 	}

@@ -17,6 +17,7 @@ func TestRefusalReason(t *testing.T) {
 		{"error: something\nfatal: push refused: by a hook\nfatal: later\n", "refs/heads/two", "push refused: by a hook"},
 		{"sam: rescued refs/heads/two\nerror: hook declined", "refs/heads/two", ""},
 		{strings.Repeat("error: x\n", 100) + "fatal: far too late\n", "refs/heads/two", ""},
+		{"error: Unable to create 'ip1.git/./packed-refs.lock': File exists.\n\nAnother git process\n", "refs/heads/two", "Unable to create 'ip1.git/./packed-refs.lock': File exists."},
 		{"", "", ""},
 	} {
 		said := prefixed(io.Discard)

@@ -165,8 +165,18 @@ func foreground(args []string) []string {
 	return out
 }
 
-// Server loads the server's configuration.
-func (p *Program) Server() (*mirrorcfg.Server, error) { return mirrorcfg.Load(p.Config) }
+// Server loads the server's configuration, and refuses commands that root gives in another account's place; doctor
+// says that among all else, and whose session it is has been sshd's decision.
+func (p *Program) Server() (*mirrorcfg.Server, error) {
+	server, err := mirrorcfg.Load(p.Config)
+	if err != nil || p.Command == "doctor" || p.Command == "peer" || p.Command == "user" {
+		return server, err
+	}
+	if err := refuseRoot(server); err != nil {
+		return nil, err
+	}
+	return server, nil
+}
 
 // Sibling returns the path of another program of ours.
 func (p *Program) Sibling(name string) string { return filepath.Join(p.Programs, name) }

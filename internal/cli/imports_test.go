@@ -16,7 +16,7 @@ var allowed = map[string]string{
 	"cmd/pre-receive":  "hooks",
 	"cmd/post-receive": "hooks",
 
-	"internal/worker":  "hooks internal/cli internal/durable internal/git internal/inbox internal/metrics internal/notify internal/proc internal/queue internal/refcache internal/refset internal/repos internal/rescue internal/status mirrorcfg peer peer/snapshot shell",
+	"internal/worker":  "hooks internal/cli internal/durable internal/git internal/inbox internal/metrics internal/notify internal/proc internal/queue internal/refcache internal/refset internal/repos internal/rescue internal/status mirrorcfg peer peer/snapshot peer/store shell",
 	"internal/cli":     "hooks internal/durable internal/git internal/gitolite internal/inbox internal/lazyregexp internal/proc internal/refset internal/repos internal/rescue internal/sendpack mirrorcfg shell",
 	"internal/status":  "internal/git internal/proc internal/queue internal/repos internal/rescue mirrorcfg",
 	"internal/metrics": "internal/queue",

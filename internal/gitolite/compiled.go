@@ -46,6 +46,14 @@ func (rc *RC) stale() (string, error) {
 	return "", nil
 }
 
+// neverCheckedOut reports whether there is a gitolite-admin from which gitolite has never made its configuration: git
+// leaves an index in a repository that is checked out, and no backup has that.
+func neverCheckedOut(admin string) bool {
+	_, err := os.Stat(filepath.Join(admin, "HEAD"))
+	_, index := os.Stat(filepath.Join(admin, "index"))
+	return err == nil && errors.Is(index, fs.ErrNotExist)
+}
+
 // AdminRepo is the repository that has gitolite's configuration.
 const AdminRepo = "gitolite-admin"
 

@@ -149,7 +149,10 @@ func (rc *RC) Problems(server *mirrorcfg.Server, program string, hooksInstalled 
 	} else if started := rc.starts(); !sameFile(started, program) {
 		add(false, "gitolite starts "+started+", and this is "+program, fmt.Sprintf("write MIRROR_SHELL => '%s', in ~/.gitolite.rc", program))
 	}
-	if stale, err := rc.stale(); err != nil {
+	if admin := filepath.Join(rc.RepoBase, AdminRepo+".git"); neverCheckedOut(admin) {
+		add(false, "gitolite has never checked out "+admin+", as after a restore: its rules and keys are not in force",
+			fmt.Sprintf("git --git-dir=%s --work-tree=%s checkout -f, and only then gitolite setup, which would make a commit there of what is in %[2]s now", admin, rc.AdminBase))
+	} else if stale, err := rc.stale(); err != nil {
 		add(false, "gitolite has not compiled its configuration: "+err.Error(), "gitolite setup")
 	} else if stale != "" {
 		add(false, "gitolite has not compiled what was pushed to gitolite-admin: "+stale+" is newer than "+filepath.Join(rc.AdminBase, compiled)+": the old rules and keys are in force",

@@ -57,6 +57,16 @@ func WorkerHolder(stateDir string) (h Holder, running bool, err error) {
 	return readHolder(stateDir), true, nil
 }
 
+// WorkerSince is when the worker that holds the lock took it, to the clock of the file system; zero
+// when that is not known.
+func WorkerSince(stateDir string) time.Time {
+	info, err := os.Stat(lockPath(stateDir))
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}
+
 func readHolder(stateDir string) Holder {
 	data, err := os.ReadFile(lockPath(stateDir))
 	if err != nil {

@@ -70,6 +70,8 @@ func (c *command) backupPeer(flag, named string) (string, error) {
 	}
 	slices.Sort(all)
 	switch {
+	case named != "" && len(all) > 0 && !slices.Contains(all, named):
+		return "", fmt.Errorf("%.100q is no backup peer: those of %s are %s", named, c.server.File, strings.Join(all, ", "))
 	case named != "":
 		return named, mirrorcfg.CheckHost(named)
 	case len(all) == 1:

@@ -226,13 +226,25 @@ func (c *command) examineWorker(ctx context.Context) []Finding {
 	case err != nil:
 		return append(findings, Finding{"worker", fail, proc.OneLine(err.Error(), 300), "make state_dir readable"})
 	case running && holder.Kind == queue.KindServe:
-		return append(findings, Finding{"worker", ok, "runs: " + holder.String(), ""})
+		return append(findings, c.examineServing(holder))
 	}
 	if where := timer(ctx); where != "" {
 		return append(findings, Finding{"worker", ok, "started by " + where, ""})
 	}
 	return append(findings, Finding{"worker", fail, "neither mirror-shell serve nor a timer for drain runs: a failed push would not be tried again",
 		"run mirror-shell serve as a service, or mirror-shell drain from cron every few minutes"})
+}
+
+// examineServing looks at the daemon: it has read the configuration at its start, and a peer that was
+// written into it since is a host alias to it that nobody knows.
+func (c *command) examineServing(holder queue.Holder) Finding {
+	detail := "runs: " + holder.String()
+	since := queue.WorkerSince(c.server.StateDir)
+	if info, err := os.Stat(c.server.File); err == nil && !since.IsZero() && info.ModTime().After(since) {
+		return Finding{"worker", warn, detail + ", which began before " + c.server.File + " was changed last, and does not know of that",
+			"restart it, under systemd as root by: systemctl restart mirrord"}
+	}
+	return Finding{"worker", ok, detail, ""}
 }
 
 // timer returns where something starts our worker regularly, "" for nowhere.

@@ -74,6 +74,9 @@ func (c *command) restore(ctx context.Context) error {
 			return cli.Usage{Message: err.Error()}
 		}
 		r.at = at
+		if at.After(r.began.Add(24 * time.Hour)) { // the end of today is not
+			fmt.Fprintf(c.Stderr, "mirror-shell: %s is in the future: the latest snapshots are taken\n", *c.Restore.At)
+		}
 	}
 	if into := c.Restore.Into; into != "" {
 		abs, err := filepath.Abs(into)

@@ -2,12 +2,14 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"mirror-shell/internal/proc"
 	"mirror-shell/peer"
 	"mirror-shell/peer/snapshot"
+	"mirror-shell/peer/store"
 )
 
 // vault opens the vault of the backup peer that a command names with --from, or of the only one.
@@ -54,7 +56,40 @@ func (c *command) examineVault(ctx context.Context, name string) Finding {
 	if first.Sum == "" {
 		detail += ", and is empty"
 	}
+	if problem, do, level := scarce(v.Store); level != ok {
+		return Finding{check, level, problem, do}
+	}
 	return Finding{check, ok, detail, ""}
+}
+
+// Room in bytes: so little is none, as only the smallest backups would go on; and so much is enough on a disk of any size.
+const (
+	scarceRoom = 1 << 20
+	enoughRoom = 10e9
+)
+
+// scarce says that a store takes nothing, or is full, or will be soon: a warning below a twentieth of its size. What is on a network
+// may not tell its size.
+func scarce(s store.Store) (problem, do, level string) {
+	place, is := s.(store.Roomer)
+	if !is {
+		return "", "", ok
+	}
+	do = "make room there, or remove old snapshots by mirror-shell prune, which needs some kB itself; what could not be backed up is tried again by itself"
+	free, blobs, size, err := place.Room()
+	switch {
+	case errors.Is(err, store.ErrDenied):
+		return proc.OneLine(err.Error(), 300), "see that the directory is this account's, and that its disk is not mounted read-only: one with errors may be", fail
+	case err != nil:
+		return proc.OneLine(err.Error(), 300), "look at the disk", warn
+	case size == 0:
+		return "", "", ok
+	case free < scarceRoom || blobs == 0:
+		return fmt.Sprintf("its disk is full: %d kB and %d files are free", free/1000, blobs), do, fail
+	case free < min(size/20, enoughRoom):
+		return fmt.Sprintf("its disk is nearly full: %d of %d MB are free", free/1e6, size/1e6), do, warn
+	}
+	return "", "", ok
 }
 
 // examineLock says what it costs to retain backups without knowing which of them prune keeps.

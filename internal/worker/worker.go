@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -218,8 +219,15 @@ func (c *command) pause(ctx context.Context) error {
 	if err := mirrorcfg.CheckHost(c.Pause.Name); err != nil {
 		return err
 	}
+	known, _, err := c.peersOfJobs(ctx)
+	if err != nil {
+		return err
+	}
 	if err := c.queue.Pause(ctx, c.Pause.Name); err != nil {
 		return err
+	}
+	if _, configured := c.server.Peers[c.Pause.Name]; !configured && len(known) > 0 && !slices.Contains(known, c.Pause.Name) {
+		fmt.Fprintf(c.Stderr, "mirror-shell: nothing was to be pushed to a peer %s so far, only to: %s\n", c.Pause.Name, orNone(known))
 	}
 	fmt.Fprintf(c.Stdout, "%s is paused: what is to be pushed to it waits for mirror-shell resume %s\n", c.Pause.Name, c.Pause.Name)
 	return nil
@@ -229,11 +237,45 @@ func (c *command) resume(ctx context.Context) error {
 	if err := mirrorcfg.CheckHost(c.Resume.Name); err != nil {
 		return err
 	}
+	_, paused, err := c.peersOfJobs(ctx)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(paused, c.Resume.Name) { // that is what was asked for, unless the name was mistyped
+		fmt.Fprintf(c.Stdout, "%s was not paused; paused are: %s\n", c.Resume.Name, orNone(paused))
+		return nil
+	}
 	if err := c.queue.Resume(ctx, c.Resume.Name); err != nil {
 		return err
 	}
 	fmt.Fprintf(c.Stdout, "%s is resumed\n", c.Resume.Name)
 	return c.wake()
+}
+
+// peersOfJobs returns the peers that something was to be pushed to, and those of them that are paused.
+func (c *command) peersOfJobs(ctx context.Context) (known, paused []string, err error) {
+	rows, err := c.queue.Rows(ctx, queue.Filter{})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, row := range rows {
+		known = append(known, row.Peer)
+	}
+	peers, err := c.queue.Peers(ctx)
+	for _, p := range peers {
+		if p.Paused {
+			paused = append(paused, p.Name)
+		}
+	}
+	slices.Sort(known)
+	return slices.Compact(known), paused, err
+}
+
+func orNone(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, " ")
 }
 
 // forget removes what is remembered of a repository; also of one that is gone.

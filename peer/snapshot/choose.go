@@ -95,7 +95,7 @@ func (v *Vault) Choose(ctx context.Context, repository string, at time.Time, id 
 		}
 		text := blemish(judged[name.Sum])
 		if text == "" {
-			c.Name = name
+			c.Name, c.Notes = name, fewNotes(c.Notes)
 			return c, nil
 		}
 		if c.Notes = append(c.Notes, describe(name)+" "+text+", and was passed over"); len(c.Notes) == 1 {
@@ -107,6 +107,15 @@ func (v *Vault) Choose(ctx context.Context, repository string, at time.Time, id 
 		return Choice{Name: c.Name, Notes: []string{note}, Forgotten: judged[c.Sum] == checkForgotten}, nil
 	}
 	return c, fmt.Errorf("%s: %w", repository, ErrNoSnapshot)
+}
+
+// fewNotes keeps the first of many: old data that is damaged spoils thousands of snapshots.
+func fewNotes(notes []string) []string {
+	const most = 3
+	if len(notes) <= most {
+		return notes
+	}
+	return append(notes[:most-1:most-1], fmt.Sprintf("so were %d more before it", len(notes)-most+1))
 }
 
 func describe(n Name) string {

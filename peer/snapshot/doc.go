@@ -110,7 +110,7 @@
 // with the SUM of the snapshot that it speaks of, and a small JSON object ([Check]). KIND is "same"
 // (the repository was found as in that snapshot, in the run with that ID), "bad" (the
 // snapshot is not whole: history that its packs lack, or data that is damaged in the store), "good" (all of its history is
-// there, or a restore for practice went well), "drill" (such a restore was tried; the object says how it went) or "forgotten" (see
+// there, or a restore for practice went well, or data that was damaged is right again), "drill" (such a restore was tried; the object says how it went) or "forgotten" (see
 // "Forgetting"; it counts as bad, for good). Of "bad" and "good" the newest counts. Restores pass over a snapshot that is bad, and a backup after it puts everything anew,
 // under other keys.
 //

@@ -220,8 +220,8 @@ func (p *pruning) remove(ctx context.Context) error {
 	return nil
 }
 
-// thin deletes checks: those of snapshots that are gone, and of the findings that nothing had changed, those that
-// the policy would not keep either if they were snapshots.
+// thin deletes checks: those of snapshots that are gone; and of the findings that nothing had changed, and of the drills, those that
+// the policy would not keep either if they were snapshots. A repository that nobody changes has one snapshot for ever, and a drill each week.
 func (p *pruning) thin(ctx context.Context) error {
 	if p.lease == nil {
 		return nil
@@ -230,20 +230,28 @@ func (p *pruning) thin(ctx context.Context) error {
 	for _, n := range p.gone {
 		gone[n.Sum] = slices.Contains(p.report.Removed, n.Key())
 	}
-	var same []Name
-	keys := map[string]string{}
 	var drop []string
 	for _, c := range p.checks {
 		if gone[c.Sum] {
 			drop = append(drop, c.key())
-		} else if c.Kind == "same" {
-			as := Name{Repository: c.Repository, Time: c.Time, Sum: c.Sum, ID: c.ID}
-			same, keys[as.Key()] = append(same, as), c.key()
 		}
 	}
-	_, thinned := p.policy.choose(same, nil, nil, p.v.now())
-	for _, n := range thinned {
-		drop = append(drop, keys[n.Key()])
+	for _, kind := range []string{checkSame, checkDrill} {
+		var staying []Name
+		keys := map[string]string{}
+		for _, c := range p.checks {
+			if c.Kind == kind && !gone[c.Sum] {
+				as := Name{Repository: c.Repository, Time: c.Time, Sum: c.Sum}
+				if kind == checkSame { // the run it was found in; a drill has that of its snapshot
+					as.ID = c.ID
+				}
+				staying, keys[as.Key()] = append(staying, as), c.key()
+			}
+		}
+		_, thinned := p.policy.choose(staying, nil, nil, p.v.now())
+		for _, n := range thinned {
+			drop = append(drop, keys[n.Key()])
+		}
 	}
 	before := len(p.report.Locked)
 	for _, key := range drop {

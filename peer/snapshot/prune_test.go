@@ -241,7 +241,7 @@ func TestPruneOrphans(t *testing.T) {
 	}
 }
 
-// Checks that nothing had changed are thinned like snapshots; verdicts stay with their snapshot.
+// Checks that nothing had changed, and drills, are thinned like snapshots; verdicts stay with their snapshot.
 func TestPruneThinsChecks(t *testing.T) {
 	w := newMonths(t)
 	n := w.snapshot("a")
@@ -249,9 +249,10 @@ func TestPruneThinsChecks(t *testing.T) {
 	for range 48 {
 		w.pass(time.Hour)
 		w.record1("same", n)
+		w.record1("drill", n)
 	}
 	w.prune(Policy{Daily: 7})
-	if got := w.below("checks/"); len(got) != 4 { // three days, and the verdict
+	if got := w.below("checks/"); len(got) != 7 { // twice three days, and the verdict
 		t.Errorf("%v", got)
 	}
 }

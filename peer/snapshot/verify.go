@@ -12,8 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"mirror-shell/internal/proc"
 )
 
 // VerifyOptions choose what Verify looks at. The zero value compares all manifests with a listing of the store.
@@ -63,7 +61,7 @@ func (f Findings) OK() bool {
 // says that it could not be found out (the store's errors; ErrKey; ErrNoSnapshot). It may run beside backups
 // and beside prune.
 func (v *Vault) Verify(ctx context.Context, repository string, o VerifyOptions) (Findings, error) {
-	ver := &verification{v: v, o: o, needs: map[string]Object{}, bad: map[string]string{}, sums: map[string]bool{}}
+	ver := &verification{v: v, o: o, needs: map[string]Object{}, bad: map[string]string{}, sums: map[string]bool{}, damaged: map[string]string{}}
 	ver.found.Repository = repository
 	err := ver.run(ctx, repository)
 	ver.found.Bytes = ver.read.Load()
@@ -87,7 +85,7 @@ type verification struct {
 	bad   map[string]string // key → problem
 	read  atomic.Int64
 
-	damaged string // what is damaged, beyond doubt, of the newest snapshot
+	damaged map[string]string // what is damaged, beyond doubt, of the snapshots, by their Sums
 }
 
 // link is a snapshot and the Sum of the one before it.
@@ -134,39 +132,7 @@ func (ver *verification) run(ctx context.Context, repository string) error {
 			return err
 		}
 	}
-	return ver.judge(ctx, ver.look[0])
-}
-
-// judge has the newest snapshot count as bad when something of it is damaged: the next backup is not built on it then, and
-// puts everything anew. A drill that went well ends that.
-func (ver *verification) judge(ctx context.Context, name Name) error {
-	good := ver.damaged == "" && ver.o.Drill && ver.found.Drill.Error == ""
-	judged, err := ver.v.verdicts(ctx, name.Repository)
-	if err != nil || judged[name.Sum] == checkForgotten {
-		return err
-	}
-	bad := judged[name.Sum] == checkBad
-	if ver.damaged == "" && !good {
-		if bad {
-			ver.fault(name.Key(), "is known not to be whole: run git fsck in the repository, mend it, and back it up again", name)
-		}
-		return nil
-	}
-	if bad != good {
-		return nil
-	}
-	c := Check{Kind: checkBad, Snapshot: name.Sum, Error: proc.OneLine(ver.damaged, 4000)}
-	if good {
-		c = Check{Kind: checkGood, Snapshot: name.Sum, Text: ver.found.Drill.Text}
-	}
-	return ver.v.recordVerdict(ctx, name, c)
-}
-
-// damage notes what is wrong with a snapshot, if it is the newest.
-func (ver *verification) damage(name Name, what string) {
-	if name == ver.look[0] && ver.damaged == "" {
-		ver.damaged = what
-	}
+	return ver.judge(ctx, repository)
 }
 
 func (ver *verification) fault(key, problem string, needed ...Name) {

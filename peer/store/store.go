@@ -103,6 +103,13 @@ type Deferrer interface {
 	Settle(ctx context.Context, keys []string) error
 }
 
+// Roomer is a Store that has so much room and no more.
+type Roomer interface {
+	// Room returns how many bytes, and how many blobs, can still be put there, and the size of it all in bytes. A
+	// number of blobs that is not bounded is the largest one. ErrDenied: nothing can be put there at all.
+	Room() (free, blobs, size uint64, err error)
+}
+
 // Counter is a Store that counts what it asks for and moves, for reports.
 type Counter interface {
 	// Counts returns the totals since the store was opened.
