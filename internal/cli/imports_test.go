@@ -44,7 +44,7 @@ var allowed = map[string]string{
 	"internal/durable":  "",
 	"internal/refcache": "internal/digest internal/git internal/meta mirrorcfg",
 	"internal/meta":     "internal/durable internal/git internal/lazyregexp internal/refset mirrorcfg",
-	"internal/repos":    "internal/durable internal/git internal/lazyregexp internal/meta mirrorcfg",
+	"internal/repos":    "internal/durable internal/git internal/lazyregexp internal/meta internal/proc mirrorcfg",
 	"internal/refset":   "internal/durable",
 	"internal/rescue":   "internal/git internal/lazyregexp internal/sendpack mirrorcfg",
 	"internal/sendpack": "",

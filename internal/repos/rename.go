@@ -43,6 +43,9 @@ func Rename(ctx context.Context, server *mirrorcfg.Server, r Renaming) error {
 	if err != nil {
 		return err
 	}
+	if err := lentTo(server, dir, r.By); err != nil {
+		return fmt.Errorf("rename %s: %w", old, err)
+	}
 	name, err := mirrorcfg.CleanRepo(r.New)
 	if err != nil {
 		return err

@@ -60,6 +60,9 @@ func Delete(ctx context.Context, server *mirrorcfg.Server, d Deletion) (Entry, e
 	if err != nil {
 		return Entry{}, err
 	}
+	if err := lentTo(server, dir, d.By); err != nil {
+		return Entry{}, fmt.Errorf("delete %s: %w", name, err)
+	}
 	now := time.Now()
 	e := Entry{ID: newID(now), Name: name, At: now.UTC().Truncate(time.Second), By: d.By, Op: d.Op}
 	place := p.private("trash", e.ID)

@@ -19,6 +19,7 @@ import (
 	"mirror-shell/internal/cli"
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
+	"mirror-shell/internal/repos"
 	"mirror-shell/mirrorcfg"
 	"mirror-shell/peer"
 	"mirror-shell/peer/snapshot"
@@ -50,7 +51,7 @@ type restoreRun struct {
 	began time.Time
 	mu    sync.Mutex
 	all   []restored
-	lent  borrowing // in place only: who borrows from others
+	lent  repos.Borrowers // in place only: who borrows from others
 }
 
 // restore brings repositories back, in parallel, all to the same point in time.
@@ -141,9 +142,9 @@ func (r *restoreRun) run(ctx context.Context, names []string) {
 	done := r.shown.Stage("repositories restored", len(names))
 	r.bytes = r.shown.Bytes("written")
 	if r.Restore.InPlace {
-		r.lent = r.newBorrowing()
+		r.lent = repos.FindBorrowers(r.server)
 	}
-	for _, group := range r.lent.inOrder(names) {
+	for _, group := range r.lent.InOrder(names) {
 		r.together(ctx, group, done)
 	}
 }
@@ -199,7 +200,7 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 		options.Check = snapshot.Checksums
 	}
 	if r.Restore.InPlace {
-		if err := r.lent.refuse(git.Repo{Dir: dir}); err != nil && git.IsRepository(dir) {
+		if err := r.lent.Refuse(git.Repo{Dir: dir}, "restore them in place, too, or "); err != nil && git.IsRepository(dir) {
 			return err
 		}
 		// Slaves may have what came after the snapshot: no push may take it from them unseen.
