@@ -140,6 +140,11 @@ func readNotes(lines *bufio.Scanner, standings map[string]Standing) {
 
 // ReadStandings reads a stream to its END, which says whose it is, and the notes after that.
 func ReadStandings(r io.Reader) (standings map[string]Standing, hostname string, err error) {
+	return readStandings(r, func() {})
+}
+
+// readStandings is ReadStandings, and calls ended at the END.
+func readStandings(r io.Reader, ended func()) (standings map[string]Standing, hostname string, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxStanding)
 	standings = map[string]Standing{}
@@ -150,6 +155,7 @@ func ReadStandings(r io.Reader) (standings map[string]Standing, hostname string,
 			if n, err := strconv.Atoi(count); err != nil || n != len(standings) || mirrorcfg.CheckHost(hostname) != nil {
 				return nil, "", fmt.Errorf("the peer's digests end with %.120q after %d lines", line, len(standings))
 			}
+			ended()
 			readNotes(lines, standings)
 			return standings, hostname, nil
 		}
@@ -215,7 +221,7 @@ func (p *sshPeer) Compare(ctx context.Context) (map[string]Standing, error) {
 	}
 	stream := beating{raw, pulse}
 	stream.CloseWrite()
-	standings, hostname, readErr := ReadStandings(stream)
+	standings, hostname, readErr := readStandings(stream, pulse.last)
 	if readErr != nil && !errors.Is(readErr, io.ErrUnexpectedEOF) {
 		stop() // the rest of a stream that makes no sense is not waited for
 		stream.Wait()

@@ -116,10 +116,11 @@ func withoutBanner(stderr string) string {
 // time does not count.
 type pulse struct {
 	began  time.Time
-	last   atomic.Int64 // nanoseconds since began: a clock that is set must not end a push
+	at     atomic.Int64 // of the last beat, nanoseconds since began: a clock that is set must not end a push
 	paused atomic.Int64 // how many works of our own are under way
 	own    atomic.Int64 // nanoseconds that they have taken, by themselves or together
 	sent   atomic.Int64 // bytes written to the peer
+	over   atomic.Bool  // no beat counts any more; see last
 	refs   atomic.Int64 // how many the peer is busy with; see busy
 	cancel context.CancelCauseFunc
 	done   chan struct{}
@@ -146,7 +147,7 @@ func watch(ctx context.Context, limit time.Duration) (context.Context, *pulse) {
 			if p.paused.Load() > 0 {
 				p.beat()
 			}
-			idle, patience, why := time.Since(p.began)-time.Duration(p.last.Load()), limit, "worker.stall_timeout"
+			idle, patience, why := time.Since(p.began)-time.Duration(p.at.Load()), limit, "worker.stall_timeout"
 			if n := p.refs.Load(); n > 0 {
 				patience += min(time.Duration(n)*perRef, max(maxWorking*limit, maxPart*perRef))
 				why += fmt.Sprintf(", and more for %d refs", n)
@@ -173,7 +174,18 @@ func (p *pulse) busy(n int) {
 	p.beat()
 }
 
-func (p *pulse) beat() { p.last.Store(int64(time.Since(p.began))) }
+func (p *pulse) beat() {
+	if !p.over.Load() {
+		p.at.Store(int64(time.Since(p.began)))
+	}
+}
+
+// last is the last beat that counts: what is still to come has as long as a silence may last, since a few bytes
+// now and then would else hold us up for as long as the peer likes.
+func (p *pulse) last() {
+	p.beat()
+	p.over.Store(true)
+}
 
 // pause stops the clock until the function it returns is called, once or more often.
 func (p *pulse) pause() (resume func()) {
