@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"mirror-shell/internal/meta"
+	"mirror-shell/mirrorcfg"
+	"mirror-shell/peer"
 	"mirror-shell/peer/peertest"
 )
 
@@ -76,8 +78,13 @@ func TestGitoliteGivenRefused(t *testing.T) {
 		"description was not taken: sam says: you are not authorized: for " + peertest.Repository + " gitolite.conf there needs `RW = server-frodo`, `option writer-is-owner = 1`"
 	for i, verbs := range []string{"git-receive-pack mirror-meta info info symbolic-ref desc", "git-receive-pack", "git-receive-pack"} {
 		f.Commit("refs/heads/main")
-		if out := f.MustSync(); out.Note != want {
+		out := f.MustSync()
+		if out.Note != want {
 			t.Errorf("%d: note %q, want %q", i, out.Note, want)
+		}
+		// A comparison, which looks at the record alone, comes to the same.
+		if note, foreign, err := (&peer.Peers{Server: &mirrorcfg.Server{}}).MetaNote(f.Dir, peerName, f.Source().Config, out.Digest, "refs/heads/main"); note != want || !foreign || err != nil {
+			t.Errorf("%d: on record is %q, %v, %v", i, note, foreign, err)
 		}
 		if got := transport.verbs(); got != verbs {
 			t.Errorf("%d: commands sent: %s, want %s", i, got, verbs)

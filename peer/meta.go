@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"mirror-shell/internal/digest"
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/meta"
 	"mirror-shell/internal/refset"
@@ -37,23 +38,37 @@ type metaSync struct {
 }
 
 // look finds out what there is to send.
-func (h *metaSync) look(ctx context.Context) (err error) {
+func (h *metaSync) look(ctx context.Context) error {
+	if err := h.read(); err != nil {
+		return err
+	}
+	target, err := h.src.Repo.Head(ctx)
+	if err != nil {
+		return err
+	}
+	h.aim(target, len(h.ours) > 0)
+	return nil
+}
+
+// read is what look finds out without a process: all but HEAD.
+func (h *metaSync) read() (err error) {
 	if h.data, h.notes, err = meta.Read(h.src.Repo, h.src.Config); err != nil {
 		return err
 	}
 	h.hash, h.known = h.data.Hash(), meta.Known(h.src.Repo.Dir, h.name)
-	target, err := h.src.Repo.Head(ctx)
+	return nil
+}
+
+// aim decides whether a HEAD that points to target, "" when it is detached, is to be sent.
+func (h *metaSync) aim(target string, anyRefs bool) {
 	switch {
-	case err != nil:
-		return err
 	case target == "":
 		h.notes = append(h.notes, "HEAD is detached here and was not sent")
 	case !strings.HasPrefix(target, "refs/heads/"):
 		h.notes = append(h.notes, "HEAD was not sent: "+target+" is no branch")
-	case len(h.ours) > 0:
+	case anyRefs:
 		h.target = target
 	}
-	return nil
 }
 
 // newHead reports whether the peer is to be told of HEAD.
@@ -134,33 +149,25 @@ func (h *metaSync) note() string {
 }
 
 // MetaNote says what of HEAD and the metadata did not travel to a peer, by what is on record and stands in the repository: what a
-// comparison of refs cannot see. It is "" for nothing, and of a backup, which tells itself.
-func (p *Peers) MetaNote(ctx context.Context, repository, name string) (string, error) {
+// comparison of refs cannot see. It is "" for nothing, and of a backup, which tells itself. foreign says that the peer took no
+// HEAD from us when it was told last. The repository has that configuration and digest, and its HEAD points to head, "" where
+// it is detached: no process is started, since thousands of copies may have a note.
+func (p *Peers) MetaNote(dir, name string, cfg *mirrorcfg.Repo, refs, head string) (note string, foreign bool, err error) {
 	if p.Kind(name) == KindBackup {
-		return "", nil
+		return "", false, nil
 	}
-	_, repo, err := p.Server.Find(repository)
+	log, err := refset.Open(refset.Path(dir, name))
 	if err != nil {
-		return "", err
-	}
-	cfg, err := mirrorcfg.LoadRepo(ctx, repository, repo)
-	if err != nil {
-		return "", err
-	}
-	refs, err := repo.ReadRefs(ctx)
-	if err != nil {
-		return "", err
-	}
-	log, err := refset.Open(refset.Path(repo.Dir, name))
-	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer log.Close()
-	h := metaSync{syncRun: &syncRun{sshPeer: &sshPeer{name: name}, src: Source{Repo: repo, Config: cfg}, log: log, ours: cfg.MirroredRefs(refs)}}
-	if err := h.look(ctx); err != nil {
-		return "", err
+	h := metaSync{syncRun: &syncRun{sshPeer: &sshPeer{name: name}, src: Source{Repo: git.Repo{Dir: dir}, Config: cfg}, log: log}}
+	if err := h.read(); err != nil {
+		return "", false, err
 	}
-	return h.note(), nil
+	h.aim(head, refs != digest.Of(nil))
+	known, _ := log.Confirmed("HEAD")
+	return h.note(), strings.HasPrefix(known, "!"), nil
 }
 
 // notTaken is the note about a peer that takes no metadata, or of a wild repository only what

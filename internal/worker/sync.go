@@ -253,7 +253,7 @@ func (r *syncRun) judge(ctx context.Context, copies []replica, standings map[str
 			different = append(different, c)
 		case headDiffers(c, s) || r.peers.NewMeta(c.state.Dir, c.Peer, c.state.Meta, c.state.Head):
 			different = append(different, c)
-		case r.noteMeta(ctx, c, &s) != nil:
+		case !r.noteMeta(ctx, c, &s):
 			different = append(different, c)
 		default:
 			note, exact := s.Renote(r.rows[c.Key].Note, c.Peer)
@@ -267,12 +267,22 @@ func (r *syncRun) judge(ctx context.Context, copies []replica, standings map[str
 	return different, err
 }
 
-// noteMeta adds what did not travel beside the refs, where a note says so until now, or nothing is known of the copy.
-func (r *syncRun) noteMeta(ctx context.Context, c replica, s *peer.Standing) (err error) {
-	if row, known := r.rows[c.Key]; s.Note == "" && (!known || row.Note != "") {
-		s.Note, err = r.peers.MetaNote(ctx, c.Repository, c.Peer)
+// noteMeta adds what did not travel beside the refs, where a note says so until now, or nothing is known of the copy. It is false
+// where that has to be sent: the peer tells its HEAD, and so is a server of ours now, which it was not when it was pushed to.
+func (r *syncRun) noteMeta(ctx context.Context, c replica, s *peer.Standing) bool {
+	if row, known := r.rows[c.Key]; s.Note != "" || known && row.Note == "" {
+		return true
 	}
-	return err
+	note, foreign, err := r.peers.MetaNote(c.state.Dir, c.Peer, c.state.Config, c.state.Digest, c.state.Head)
+	switch {
+	case err != nil:
+		return false // its push will say what is wrong
+	case foreign && !s.NoHead:
+		_ = r.peers.SetKnownHead(ctx, c.Repository, c.Peer, "") // the push then tells all, or again what is wrong
+		return false
+	}
+	s.Note = note
+	return true
 }
 
 // headDiffers reports whether the copy's HEAD is known and another than ours.
