@@ -179,3 +179,22 @@ func TestGitoliteGivenCut(t *testing.T) {
 	}
 	f.CheckRefs(f.Refs())
 }
+
+// When nothing is left to be told, that is on record, too: each comparison would else push the copy again.
+func TestNothingLeft(t *testing.T) {
+	t.Parallel()
+	f, transport := newGiven(t)
+	f.Write("description", "One\n")
+	transport.wild.enabled = nil
+	f.MustSync()
+	f.Write("description", "")
+	f.Git("update-ref", "--no-deref", "HEAD", f.Refs()["refs/heads/main"])
+	for range 2 {
+		f.MustSync()
+	}
+	record := meta.Known(f.Dir, peerName)
+	record.Head.Again = 1 // a day later
+	if record.New("") || record.Due("") || !record.Due("refs/heads/main") {
+		t.Errorf("%+v", record)
+	}
+}

@@ -104,7 +104,7 @@ func (h *metaSync) rest(ctx context.Context) error {
 // is believed, and remembered until HEAD changes, only of one that takes refs:
 // a server in trouble answers no verb at all.
 func (h *metaSync) after(ctx context.Context, refsErr error) error {
-	if h.adv == nil || h.target == "" && h.hash == "" {
+	if h.adv == nil || h.target == "" && h.hash == "" && h.known == (meta.Record{}) {
 		return nil
 	}
 	if h.empty && !h.sent && !h.foreign {

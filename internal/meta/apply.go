@@ -213,8 +213,8 @@ func (g Given) Due() bool { return g.Why != "" && time.Now().Unix() >= g.Again }
 // Due reports whether something of what a gitolite is given one by one is to be sent, where
 // HEAD points to head.
 func (r Record) Due(head string) bool {
-	newHead := r.Head.Value != "" && r.Head.Value != head && strings.HasPrefix(head, "refs/heads/")
-	return newHead || r.Head.Due() || r.Description.Due()
+	given := strings.HasPrefix(head, "refs/heads/") && (r.Head.Value != "" && r.Head.Value != head || r.Head.Due())
+	return given || r.Description.Due()
 }
 
 // New reports whether a peer of which this is known is to be told of the metadata with
