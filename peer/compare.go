@@ -213,6 +213,10 @@ func parseStanding(line string) (repo string, s Standing, err error) {
 func (p *sshPeer) Compare(ctx context.Context) (map[string]Standing, error) {
 	ctx, pulse := watch(ctx, p.stall)
 	defer pulse.stop()
+	// A sync waits for all peers; one that gives a byte now and then shall not hold up the others for ever.
+	atMost := maxWorking * p.stall
+	ctx, done := context.WithTimeoutCause(ctx, atMost, fmt.Errorf("%w: its digests did not end for %s", errStalled, atMost))
+	defer done()
 	asking, stop := context.WithCancel(ctx)
 	defer stop()
 	raw, err := p.transport.Open(asking, p.name, DigestVerb, io.Discard)
@@ -222,7 +226,7 @@ func (p *sshPeer) Compare(ctx context.Context) (map[string]Standing, error) {
 	stream := beating{raw, pulse}
 	stream.CloseWrite()
 	standings, hostname, readErr := readStandings(stream, pulse.last)
-	if readErr != nil && !errors.Is(readErr, io.ErrUnexpectedEOF) {
+	if readErr != nil && !errors.Is(readErr, io.ErrUnexpectedEOF) && ctx.Err() == nil { // else it is a line that was cut
 		stop() // the rest of a stream that makes no sense is not waited for
 		stream.Wait()
 		return nil, fmt.Errorf("%s: %w", p.name, readErr)

@@ -18,26 +18,38 @@ func (f openFunc) Open(ctx context.Context, _, _ string, _ io.Writer) (peer.Stre
 	return f(ctx), nil
 }
 
-// A peer that has told all, and goes on a byte at a time, holds nobody up for longer than one that is silent.
-func TestTrickleAfterEnd(t *testing.T) {
+// A peer that goes on a byte at a time holds nobody up: not for longer than one that is silent when it has told all, and
+// before that not for ever.
+func TestCompareTrickle(t *testing.T) {
 	t.Parallel()
-	const stall = 200 * time.Millisecond
-	p := peer.NewSSH(peerName, "frodo", stall, openFunc(func(ctx context.Context) peer.Stream {
-		ctx, cancel := context.WithCancel(ctx)
-		return answer(ctx, cancel, func(_ io.Reader, out io.Writer) error {
-			_, err := io.WriteString(out, strings.Repeat("0a", 32)+" - ip1\nEND 1 "+peerName+"\nNOTE ip1 ")
-			for err == nil {
-				time.Sleep(stall / 10)
-				_, err = io.WriteString(out, "x")
+	for name, c := range map[string]struct {
+		text  string
+		stall time.Duration
+		most  time.Duration
+	}{
+		"after the end": {strings.Repeat("0a", 32) + " - ip1\nEND 1 " + peerName + "\nNOTE ip1 ", 200 * time.Millisecond, 10 * time.Second},
+		"before":        {"! ", 50 * time.Millisecond, 30 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := peer.NewSSH(peerName, "frodo", c.stall, openFunc(func(ctx context.Context) peer.Stream {
+				ctx, cancel := context.WithCancel(ctx)
+				return answer(ctx, cancel, func(_ io.Reader, out io.Writer) error {
+					_, err := io.WriteString(out, c.text)
+					for err == nil {
+						time.Sleep(c.stall / 10)
+						_, err = io.WriteString(out, "x")
+					}
+					return err
+				})
+			}))
+			ctx, cancel := context.WithTimeout(t.Context(), c.most)
+			defer cancel()
+			began := time.Now()
+			_, err := p.(peer.Comparer).Compare(ctx)
+			if !errors.Is(err, peer.ErrUnreachable) || ctx.Err() != nil {
+				t.Errorf("after %s: %v", time.Since(began), err)
 			}
-			return err
 		})
-	}))
-	ctx, cancel := context.WithTimeout(t.Context(), 50*stall)
-	defer cancel()
-	began := time.Now()
-	_, err := p.(peer.Comparer).Compare(ctx)
-	if !errors.Is(err, peer.ErrUnreachable) || ctx.Err() != nil {
-		t.Errorf("after %s: %v", time.Since(began), err)
 	}
 }
