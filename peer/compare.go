@@ -160,6 +160,9 @@ func readStandings(r io.Reader, ended func()) (standings map[string]Standing, ho
 			return standings, hostname, nil
 		}
 		repo, s, err := parseStanding(line)
+		if err != nil && !lines.Scan() {
+			break // the last line, which may have been cut
+		}
 		if err != nil {
 			return nil, "", err
 		}

@@ -53,3 +53,18 @@ func TestCompareTrickle(t *testing.T) {
 		})
 	}
 }
+
+// Digests come in blocks, so a connection is mostly lost in the middle of a line: that is no line that makes no sense.
+func TestCompareCut(t *testing.T) {
+	t.Parallel()
+	p := peer.NewSSH(peerName, "frodo", time.Minute, openFunc(func(ctx context.Context) peer.Stream {
+		ctx, cancel := context.WithCancel(ctx)
+		return answer(ctx, cancel, func(_ io.Reader, out io.Writer) error {
+			_, err := io.WriteString(out, strings.Repeat("0a", 32)+" - ip1\n0a0a")
+			return errors.Join(peer.ErrUnreachable, err)
+		})
+	}))
+	if _, err := p.(peer.Comparer).Compare(t.Context()); !errors.Is(err, peer.ErrUnreachable) {
+		t.Error(err)
+	}
+}
