@@ -35,8 +35,11 @@ func cutPeerNote(note, peer string) (own, says string) {
 }
 
 // keepPeerNote is a note with what the peer has said before: nothing was pushed by git's own protocol, and so nothing
-// learned.
+// learned. What is our own may quote the peer, and so look like the place where the two were put together.
 func keepPeerNote(own, before, peer string) string {
+	if rest, same := strings.CutPrefix(before, own); same && own != "" {
+		before = rest
+	}
 	_, says := cutPeerNote(before, peer)
 	return withPeerNote(own, peer, says)
 }

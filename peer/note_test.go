@@ -39,6 +39,8 @@ func TestKeepPeerNote(t *testing.T) {
 	for _, c := range []struct{ own, before, want string }{
 		{"", "", ""}, {"HEAD was not sent", "rescued x", "HEAD was not sent"},
 		{"", "rescued x; sam: bad map", "sam: bad map"}, {"HEAD was not sent", "sam: bad map", "HEAD was not sent; sam: bad map"},
+		{"sam says: no; sam: x", "sam says: no; sam: x", "sam says: no; sam: x"},
+		{"sam says: no; sam: x", "sam says: no; sam: x; sam: bad map", "sam says: no; sam: x; sam: bad map"},
 	} {
 		if got := keepPeerNote(c.own, c.before, "sam"); got != c.want {
 			t.Errorf("%q after %q: %q", c.own, c.before, got)
