@@ -57,12 +57,17 @@ func neverCheckedOut(admin string) bool {
 // AdminRepo is the repository that has gitolite's configuration.
 const AdminRepo = "gitolite-admin"
 
+// askTime is how long gitolite may take to tell where it is: a comparison of all repositories waits for it.
+const askTime = 20 * time.Second
+
 // NotCompiled says that a push to gitolite-admin that has just ended was not compiled, "" when it was: the master's
 // administrator, who made the change, reads nothing of what gitolite says here.
 func NotCompiled(ctx context.Context) string {
 	if !Available() {
 		return ""
 	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
 	base, err := query(ctx, "GL_ADMIN_BASE")
 	stale := ""
 	if err == nil {
