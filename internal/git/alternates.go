@@ -29,7 +29,14 @@ func (r Repo) Alternates() ([]string, error) {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxAlternates+1))
+	var data []byte
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() { // a pipe to which somebody holds the other end has no end
+		err = errors.New("it is no file")
+	}
+	if err == nil {
+		data, err = io.ReadAll(io.LimitReader(f, maxAlternates+1))
+	}
 	if err == nil && len(data) > maxAlternates {
 		err = errors.New("it is too long")
 	}

@@ -25,43 +25,62 @@ type Borrowers map[string]git.Repo
 // FindBorrowers looks at all repositories. What cannot be read is left out: git cannot use it either.
 func FindBorrowers(server *mirrorcfg.Server) Borrowers {
 	names, _ := server.Repositories()
-	all := Borrowers{}
+	all, read := Borrowers{}, alternates{}
 	for _, name := range names {
-		if _, repo, err := server.Find(name); err == nil && len(alternates(repo)) > 0 {
+		if _, repo, err := server.Find(name); err == nil && len(read.of(repo)) > 0 {
 			all[name] = repo
 		}
 	}
 	return all
 }
 
-func alternates(repo git.Repo) []string {
-	dirs, _ := repo.Alternates()
+// alternates are lists that were read, by the directory of their repository: each is read once to answer one question.
+type alternates map[string][]string
+
+// of returns what a repository borrows itself, each once. What names the repository is left out, as git does.
+func (a alternates) of(repo git.Repo) []string {
+	dirs, known := a[repo.Dir]
+	if !known {
+		dirs, _ = repo.Alternates()
+		slices.Sort(dirs)
+		own := objectsOf(repo)
+		dirs = slices.DeleteFunc(slices.Compact(dirs), func(dir string) bool { return dir == own })
+		a[repo.Dir] = dirs
+	}
 	return dirs
 }
 
-// borrowed returns the directories of objects that a repository borrows, over others too, and over how many at most; 0: it has all
-// of its own.
-func borrowed(repo git.Repo, limit int) (dirs []string, steps int) {
-	if limit == 0 {
-		return nil, 0
+// objectsOf is a repository's directory of objects, as it is in lists of alternates.
+func objectsOf(repo git.Repo) string {
+	dir := filepath.Join(repo.Dir, "objects")
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		return real
 	}
-	for _, dir := range alternates(repo) {
-		more, n := borrowed(git.Repo{Dir: filepath.Dir(dir)}, limit-1)
-		dirs, steps = append(append(dirs, dir), more...), max(steps, n+1)
+	return dir
+}
+
+// borrowed returns the directories of objects that a repository borrows, over others too, and over how many at most; 0: it has all
+// of its own. It goes step by step, and not every way: of these there are millions where some borrow from each other.
+func (a alternates) borrowed(repo git.Repo) (dirs []string, steps int) {
+	for step := a.of(repo); len(step) > 0 && steps < maxBorrow; steps++ {
+		dirs = append(dirs, step...)
+		var next []string
+		for _, dir := range step {
+			next = append(next, a.of(git.Repo{Dir: filepath.Dir(dir)})...)
+		}
+		slices.Sort(next)
+		step = slices.Compact(next)
 	}
 	return dirs, steps
 }
 
 // from returns the names of those that borrow from a repository now. Each is before all that it borrows from.
 func (b Borrowers) from(repo git.Repo) (names []string) {
-	objects := filepath.Join(repo.Dir, "objects")
-	if real, err := filepath.EvalSymlinks(objects); err == nil {
-		objects = real
-	}
-	steps := map[string]int{}
+	objects := objectsOf(repo)
+	steps, read := map[string]int{}, alternates{}
 	for name, other := range b {
-		dirs, n := borrowed(other, maxBorrow)
-		if slices.Contains(dirs, objects) && other.Dir != repo.Dir {
+		dirs, n := read.borrowed(other)
+		if slices.Contains(dirs, objects) && objectsOf(other) != objects {
 			names, steps[name] = append(names, name), n
 		}
 	}
@@ -93,11 +112,11 @@ func damage(n int) string {
 
 // InOrder divides repositories into groups: none borrows from one in its own or an earlier group.
 func (b Borrowers) InOrder(names []string) (groups [][]string) {
-	bySteps := make([][]string, maxBorrow+1)
+	bySteps, read := make([][]string, maxBorrow+1), alternates{}
 	for _, name := range names {
 		steps := 0
 		if repo, ok := b[name]; ok {
-			_, steps = borrowed(repo, maxBorrow)
+			_, steps = read.borrowed(repo)
 		}
 		bySteps[maxBorrow-steps] = append(bySteps[maxBorrow-steps], name)
 	}

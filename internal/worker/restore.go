@@ -200,8 +200,10 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 		options.Check = snapshot.Checksums
 	}
 	if r.Restore.InPlace {
-		if err := r.lent.Refuse(git.Repo{Dir: dir}, "restore them in place, too, or "); err != nil && git.IsRepository(dir) {
-			return err
+		if git.IsRepository(dir) {
+			if err := r.lent.Refuse(git.Repo{Dir: dir}, "restore them in place, too, or "); err != nil {
+				return err
+			}
 		}
 		// Slaves may have what came after the snapshot: no push may take it from them unseen.
 		options.Replace, options.Mark = true, strings.TrimPrefix(peer.RestoredMark(dir), dir+"/")
