@@ -203,13 +203,16 @@ func (d *decoder) Close() error {
 	return nil
 }
 
+// errGone: the store says that it has no such blob.
+var errGone = fmt.Errorf("%w: it is gone", ErrDamaged)
+
 // open returns the content of an object. Its Read ends with ErrDamaged in place of io.EOF when size or
 // SHA-256, of the stored bytes or of the content, are not those that the manifest says: a reader
 // that has seen io.EOF has the right bytes. Errors name the key.
 func (v *Vault) open(ctx context.Context, o Object) (io.ReadCloser, error) {
 	stored, err := v.Store.Get(ctx, o.Key, 0, -1)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w: it is gone", o.Key, ErrDamaged)
+		return nil, fmt.Errorf("%s: %w", o.Key, errGone)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Key, err)

@@ -141,15 +141,20 @@ func (ver *verification) fault(key, problem string, needed ...Name) {
 
 // load reads a manifest. What is wrong with it is a problem, and an error only what keeps us from finding out.
 func (ver *verification) load(ctx context.Context, name Name) (m *Manifest, problem string, err error) {
-	stored, err := ver.v.readSmall(ctx, name.Key(), maxManifest)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, "is gone", nil
-	}
-	if err != nil && !errors.Is(err, ErrDamaged) {
-		return nil, "", err
-	}
-	if err == nil {
-		m, err = ver.v.decodeManifest(name, stored)
+	for again := false; ; again = true {
+		stored, err1 := ver.v.readSmall(ctx, name.Key(), maxManifest)
+		if errors.Is(err1, fs.ErrNotExist) {
+			return nil, "is gone", nil
+		}
+		if err1 != nil && !errors.Is(err1, ErrDamaged) {
+			return nil, "", err1
+		}
+		if err = err1; err == nil {
+			m, err = ver.v.decodeManifest(name, stored)
+		}
+		if again || !errors.Is(err, ErrDamaged) { // see readAgain
+			break
+		}
 	}
 	switch {
 	case err == nil:
@@ -210,12 +215,14 @@ func (ver *verification) compare(ctx context.Context, repository string) error {
 			ver.bad[info.Key] = fmt.Sprintf("has %d bytes in place of %d", info.Size, size)
 		}
 	}
+	var missing []string
 	for key := range ver.needs {
 		if !there[key] {
 			ver.bad[key] = "is missing"
+			missing = append(missing, key)
 		}
 	}
-	return nil
+	return each(ctx, transfers, missing, ver.reallyMissing)
 }
 
 // readAll reads what is there, with the right size, to the last byte.
@@ -228,6 +235,9 @@ func (ver *verification) readAll(ctx context.Context) error {
 	}
 	return each(ctx, transfers, all, func(ctx context.Context, o Object) error {
 		err := ver.readOne(ctx, o)
+		if errors.Is(err, ErrDamaged) {
+			err = ver.readAgain(ctx, o, err)
+		}
 		if errors.Is(err, ErrDamaged) {
 			ver.mu.Lock()
 			defer ver.mu.Unlock()

@@ -1,0 +1,92 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// What a store answers wrongly once is no damage: a "not found" of a proxy for what is listed, a listing that lacks
+// something, bytes that were changed on the way. No snapshot is marked for it.
+func TestOneWrongAnswerMarksNothing(t *testing.T) {
+	for what, fail := range map[string]func(w *months, key string){
+		"not found, always": func(w *months, key string) {
+			w.store.before = func(operation, asked string) error {
+				if operation == "get" && asked == key {
+					return fmt.Errorf("%s: %w", key, fs.ErrNotExist)
+				}
+				return nil
+			}
+		},
+		"not listed, once": func(w *months, key string) {
+			good := w.store.blobs[key]
+			delete(w.store.blobs, key)
+			listed := false
+			w.store.before = func(operation, asked string) error {
+				w.store.mu.Lock()
+				defer w.store.mu.Unlock()
+				if operation == "get" && listed {
+					w.store.blobs[key] = good
+				}
+				listed = listed || operation == "list" && asked == dataOf("ip1")
+				return nil
+			}
+		},
+		"changed, once": func(w *months, key string) {
+			good := w.store.blobs[key]
+			w.store.blobs[key] = []byte(strings.ToUpper(string(good)))
+			var mu sync.Mutex
+			asked := 0
+			w.store.before = func(operation, of string) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if operation == "get" && of == key {
+					if asked++; asked > 1 {
+						w.store.blobs[key] = good
+					}
+				}
+				return nil
+			}
+		},
+		"manifest changed, once": func(w *months, _ string) {
+			name, _ := w.Latest(context.Background(), "ip1")
+			key := name.Key()
+			good := w.store.blobs[key]
+			w.store.blobs[key] = append([]byte(" "), good...)
+			asked := 0
+			w.store.before = func(operation, of string) error {
+				if operation == "get" && of == key {
+					if asked++; asked > 1 {
+						w.store.blobs[key] = good
+					}
+				}
+				return nil
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newMonths(t)
+			for range 3 {
+				w.snapshot("a", fmt.Sprint(w.now()))
+				w.pass(time.Hour)
+			}
+			fail(w, w.object("a").Key)
+			got, err := w.Verify(t.Context(), "ip1", VerifyOptions{ReadData: true})
+			if errors.Is(err, ErrDamaged) {
+				t.Errorf("%v", err)
+			}
+			if len(got.Faults) > 0 && strings.Contains(got.Faults[0].Problem, "gone") {
+				t.Errorf("%+v", got)
+			}
+			w.store.before = nil
+			if marks := w.below("checks/"); len(marks) > 0 {
+				t.Errorf("%+v, %v; marked: %q", got, err, marks)
+			}
+		})
+	}
+}
