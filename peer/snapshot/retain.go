@@ -178,17 +178,36 @@ const overruledFor = time.Minute
 
 // times returns when snapshots, which are sorted newest first, were taken. One that is named after a clock that was ahead has all that follow
 // it named right behind it, until that time has come: as if a year were one day, of which a policy keeps one
-// snapshot. For these the store's time counts.
+// snapshot. For these the store's time counts. A store's clock that is behind makes none: snapshots that were
+// taken one right after the other came to it like that.
 func (p Policy) times(names []Name) []time.Time {
 	times := make([]time.Time, len(names))
-	for i, n := range names {
+	overruled := false // the one before
+	for i, n := range slices.Backward(names) {
 		times[i] = n.Time
 		put, known := p.put[n.Key()]
-		if known && n.Time.Sub(put) > clocksDiffer && i+1 < len(names) && n.Time.Sub(names[i+1].Time) < overruledFor {
+		overruled = (overruled || p.apart(names, i)) && known && n.Time.Sub(put) > clocksDiffer && rightBehind(names, i)
+		if overruled {
 			times[i] = put
 		}
 	}
 	return times
+}
+
+// rightBehind reports whether a snapshot is named right behind the one before it.
+func rightBehind(names []Name, i int) bool {
+	return i+1 < len(names) && names[i].Time.Sub(names[i+1].Time) < overruledFor
+}
+
+// apart reports whether the store got a snapshot and the one before it at times that are not as far apart as their names.
+func (p Policy) apart(names []Name, i int) bool {
+	if i+1 >= len(names) {
+		return false
+	}
+	put, known := p.put[names[i].Key()]
+	before, known2 := p.put[names[i+1].Key()]
+	apart := put.Sub(before) - names[i].Time.Sub(names[i+1].Time)
+	return known && known2 && apart.Abs() >= overruledFor
 }
 
 func rank(bad bool) int {

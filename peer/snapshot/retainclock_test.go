@@ -94,3 +94,32 @@ func TestPruneAfterTheClockWasAhead(t *testing.T) {
 		t.Errorf("what nobody needs stays: %+v, %q", r, w.below("marks/"))
 	}
 }
+
+// A store's clock that is years behind moves nothing: snapshots that were taken within a minute are of the day that they are named after.
+func TestPolicyWhereTheStoresClockIsBehind(t *testing.T) {
+	var names []Name
+	put := map[string]time.Time{}
+	for day := range 30 {
+		for push := range 3 {
+			n := Name{Repository: "ip1", Time: time.Date(2026, 11, 1+day, 12, 0, push*10, 0, time.UTC), Digest: strings.Repeat("d", 64), State: strings.Repeat("0", 32), Sum: fmt.Sprintf("%032x", day*3+push)}
+			names = append(names, n)
+			put[n.Key()] = n.Time.AddDate(-20, 0, 0).Add(time.Duration(push) * time.Second) // when its upload was at its end
+		}
+	}
+	slices.SortFunc(names, newestFirst)
+	kept := func(p Policy) string {
+		stay, _ := p.choose(names, nil, nil, names[0].Time)
+		var days []string
+		for _, n := range stay {
+			days = append(days, n.Time.Format("2 15:04:05"))
+		}
+		return strings.Join(days, ", ")
+	}
+	for _, p := range []Policy{{Daily: 7}, {Weekly: 3}, {Hourly: 5}, {Daily: 14, Monthly: 2}} {
+		named := kept(p)
+		p.put = put
+		if got := kept(p); got != named {
+			t.Errorf("%+v: kept are %s and not %s", Policy{Daily: p.Daily, Weekly: p.Weekly, Hourly: p.Hourly, Monthly: p.Monthly}, got, named)
+		}
+	}
+}
