@@ -172,7 +172,7 @@ func (p *Program) Server() (*mirrorcfg.Server, error) {
 	if err != nil || p.Command == "doctor" || p.Command == "peer" || p.Command == "user" {
 		return server, err
 	}
-	if err := refuseRoot(server); err != nil {
+	if err := RefuseRoot(server); err != nil {
 		return nil, err
 	}
 	return server, nil

@@ -10,10 +10,10 @@ import (
 	"mirror-shell/mirrorcfg"
 )
 
-// refuseRoot refuses to work as root on what is another account's. Root may write there, and what it leaves, such as a repository
+// RefuseRoot refuses to work as root on what is another account's. Root may write there, and what it leaves, such as a repository
 // that was restored, or the log of the jobs' database, that account can neither read nor change: users would hear
 // that there is no such repository, and the daemon would stand still.
-func refuseRoot(server *mirrorcfg.Server) error {
+func RefuseRoot(server *mirrorcfg.Server) error {
 	if os.Geteuid() != 0 {
 		return nil // the system refuses the others
 	}

@@ -70,6 +70,9 @@ func (c *command) tell(findings []Finding, bad int) {
 // repositories, then of the peers that those and the keys name.
 func (c *command) examine(ctx context.Context) []Finding {
 	findings := c.examineServer(ctx)
+	if cli.RefuseRoot(c.server) != nil {
+		return findings // which say so; the rest would be of root's keys, and make root's files
+	}
 	repositories, peers := c.examineRepositories(ctx)
 	findings = append(findings, repositories...)
 	findings = append(findings, c.examineGitolite(ctx)...)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"mirror-shell/hooks"
+	"mirror-shell/internal/cli"
 	"mirror-shell/internal/git"
 	"mirror-shell/internal/proc"
 	"mirror-shell/internal/queue"
@@ -34,7 +35,10 @@ func (c *command) examineServer(ctx context.Context) []Finding {
 		findings = append(findings, Finding{"configuration", fail, "others may write to " + c.server.File, "chmod go-w " + c.server.File})
 	}
 	findings = append(findings, gitVersion(ctx), sshVersion(ctx), loginShell(ctx))
-	findings = append(findings, directory("repo_base", c.server.RepoBase, 0o022), directory("state_dir", c.server.StateDir, 0o077), auditLog(c.server))
+	findings = append(findings, directory("repo_base", c.server.RepoBase, 0o022), directory("state_dir", c.server.StateDir, 0o077))
+	if cli.RefuseRoot(c.server) == nil {
+		findings = append(findings, auditLog(c.server))
+	}
 	for _, name := range []string{"mirrord", "pre-receive", "post-receive"} {
 		if _, err := os.Stat(c.Sibling(name)); err != nil {
 			findings = append(findings, Finding{"programs", fail, err.Error(), "install all four programs into one directory"})
