@@ -220,3 +220,20 @@ func TestScheduleTroubles(t *testing.T) {
 		t.Errorf("of a record that cannot be read: %+v", all)
 	}
 }
+
+// A machine that starts in 1970, and is told the time a minute later, has missed nothing.
+func TestScheduleBeforeTheClockIsSet(t *testing.T) {
+	s := schedule{"vault", "0 3 * * *"}
+	now := time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC)
+	r := scheduleRecord{Schedule: s.expression, Since: now.AddDate(0, -1, 0), Began: now.Add(-6 * time.Hour)}
+	before := r
+	if r.tame(time.Date(1970, 1, 1, 0, 1, 0, 0, time.UTC)) || r != before {
+		t.Errorf("%+v", r)
+	}
+	if at, _, err := s.due(r.kept(), now); err != nil || !at.Equal(now.Add(18*time.Hour)) {
+		t.Errorf("the next run is at %s, %v", at, err)
+	}
+	if missed := s.overdue(r.kept(), now); !missed.IsZero() {
+		t.Errorf("missed is that of %s", missed)
+	}
+}

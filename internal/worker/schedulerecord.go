@@ -39,9 +39,16 @@ func (r *scheduleRecord) kept() time.Time {
 	return r.Since
 }
 
+// firstYear is when nobody had this program yet.
+var firstYear = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
 // tame has nothing be of a time that is still to come, which a clock wrote that was ahead: until then no run
-// would count as missed. It reports whether there was any.
+// would count as missed. It reports whether there was any. A clock that is not set yet brings nothing back to 1970: each start
+// of a machine without a clock of its own would be a run that was missed for half a century.
 func (r *scheduleRecord) tame(now time.Time) (changed bool) {
+	if now.Before(firstYear) {
+		return false
+	}
 	for _, t := range []*time.Time{&r.Since, &r.Began, &r.Failing} {
 		if t.After(now) {
 			*t, changed = now.UTC(), true
