@@ -304,7 +304,7 @@ func (f *forgetting) condemn(ctx context.Context) error {
 	said := map[string]bool{}
 	for _, m := range f.marks {
 		for _, key := range m.Candidates {
-			said[key] = true
+			said[key] = !f.ahead(m.stored) || said[key] // of a clock that was ahead: once more, as it would wait for as long
 		}
 	}
 	var keys []string
@@ -353,7 +353,7 @@ func (f *forgetting) sweepAll(ctx context.Context) error {
 		}
 	}
 	for _, m := range f.marks {
-		if f.found.Waiting.Blobs > 0 && len(m.Candidates) > 0 {
+		if f.found.Waiting.Blobs > 0 && len(m.Candidates) > 0 && !f.ahead(m.stored) {
 			f.waitUntil(m.stored.Add(f.gracePlus()))
 		}
 	}

@@ -123,3 +123,27 @@ func TestPolicyWhereTheStoresClockIsBehind(t *testing.T) {
 		}
 	}
 }
+
+// What was forgotten while the clock was a year ahead is gone a grace period after that clock has been set right.
+func TestForgetAfterTheClockWasAhead(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	w := newMonths(t)
+	w.snapshot("a", "old")
+	w.pass(48*time.Hour + year)
+	if r, err := w.Forget(t.Context(), "ip1", ForgetOptions{}); err != nil || r.Waiting.Blobs != 2 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	w.pass(-year)
+	r, err := w.FinishForgetting(t.Context(), "ip1")
+	if err != nil || r.Waiting.Blobs != 2 || r.After.Sub(w.clock) > 48*time.Hour {
+		t.Errorf("%+v, %v", r, err)
+	}
+	marks := len(w.below("marks/"))
+	if _, err := w.FinishForgetting(t.Context(), "ip1"); err != nil || len(w.below("marks/")) != marks {
+		t.Errorf("each run makes more marks: %q, %v", w.below("marks/"), err)
+	}
+	w.pass(31 * time.Hour)
+	if r, err := w.FinishForgetting(t.Context(), "ip1"); err != nil || !r.Gone || len(w.below("")) > 0 {
+		t.Errorf("%+v, %v; left are %q", r, err, w.below(""))
+	}
+}
