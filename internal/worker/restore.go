@@ -202,7 +202,7 @@ func (r *restoreRun) one(ctx context.Context, name string, out *restored) error 
 	if r.Restore.InPlace {
 		if git.IsRepository(dir) {
 			if err := r.lent.Refuse(git.Repo{Dir: dir}, "restore them in place, too, or "); err != nil {
-				return err
+				return fmt.Errorf("%w; where that fails because objects are damaged, move %s away and restore again", err, proc.OneLine(dir, 300))
 			}
 		}
 		// Slaves may have what came after the snapshot: no push may take it from them unseen.

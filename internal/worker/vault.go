@@ -28,7 +28,7 @@ func (c *command) examineVault(ctx context.Context, name string) Finding {
 	defer cancel()
 	_, v, err := c.vault(ctx, name)
 	if err != nil {
-		return Finding{check, fail, proc.OneLine(err.Error(), 300), "correct [peer." + name + "] in " + c.server.File}
+		return Finding{check, fail, proc.OneLine(err.Error(), 300), "mend what it says, or correct [peer." + name + "] in " + c.server.File}
 	}
 	began := time.Now()
 	var first snapshot.Name
