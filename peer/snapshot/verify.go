@@ -167,6 +167,9 @@ func (ver *verification) load(ctx context.Context, name Name) (m *Manifest, prob
 	return nil, err.Error(), nil
 }
 
+// disputed is what is wrong with an object of which one snapshot says another thing than others.
+const disputed = "snapshots say different things about it"
+
 // manifests reads the manifests, and notes what they need.
 func (ver *verification) manifests(ctx context.Context) error {
 	for _, name := range ver.look {
@@ -186,7 +189,7 @@ func (ver *verification) manifests(ctx context.Context) error {
 		for _, o := range m.Objects() {
 			o.Retained = time.Time{}
 			if other, known := ver.needs[o.Key]; known && other != o {
-				ver.bad[o.Key] = "snapshots say different things about it"
+				ver.bad[o.Key] = disputed
 			}
 			ver.needs[o.Key] = o
 		}
@@ -288,10 +291,18 @@ func (ver *verification) blame(ctx context.Context) error {
 			continue
 		}
 		for _, o := range m.Objects() {
-			if ver.bad[o.Key] != "" {
-				users[o.Key] = append(users[o.Key], name)
-				ver.damage(name, o.Key+": "+ver.bad[o.Key])
+			if ver.bad[o.Key] == "" {
+				continue
 			}
+			users[o.Key] = append(users[o.Key], name)
+			if ver.bad[o.Key] == disputed {
+				if err = ver.readOne(ctx, o); err == nil {
+					continue // this one is right
+				} else if !errors.Is(err, ErrDamaged) {
+					return err
+				}
+			}
+			ver.damage(name, o.Key+": "+ver.bad[o.Key])
 		}
 	}
 	for key, names := range users {

@@ -90,3 +90,26 @@ func TestOneWrongAnswerMarksNothing(t *testing.T) {
 		})
 	}
 }
+
+// Of snapshots that say different things about an object that is marked which is wrong, and not those that are right.
+func TestWhoIsWrongAboutAnObject(t *testing.T) {
+	w := newMonths(t)
+	first := w.snapshot("a")
+	w.pass(time.Hour)
+	wrong := w.object("a")
+	wrong.SHA256 = strings.Repeat("0", 64)
+	second := w.snapshotOf(w.manifest(), wrong)
+	w.pass(time.Hour)
+	third := w.snapshot("a", "b")
+	for range 2 {
+		w.pass(time.Hour)
+		got, err := w.Verify(t.Context(), "ip1", VerifyOptions{})
+		if err != nil || len(got.Faults) != 1 || len(got.Faults[0].Snapshots) != 3 {
+			t.Errorf("%+v, %v", got, err)
+		}
+	}
+	judged, err := w.verdicts(t.Context(), "ip1")
+	if err != nil || judged[first.Sum] != "" || judged[second.Sum] != checkBad || judged[third.Sum] != "" {
+		t.Errorf("%v: %s, %s, %s; %v", judged, first.Sum, second.Sum, third.Sum, err)
+	}
+}
