@@ -117,11 +117,15 @@ func (p Policy) keepWithin(since time.Time, names []Name, bad, keep map[string]b
 	if p.Within <= 0 {
 		return
 	}
-	for _, n := range names {
-		if n.Time.Before(since) && bad[n.Sum] {
+	for i, taken := range p.times(names) {
+		n := names[i]
+		if n.Time.After(taken) { // too many are better than too few
+			taken = n.Time
+		}
+		if taken.Before(since) && bad[n.Sum] {
 			continue
 		}
-		if keep[n.Key()] = true; !n.Time.After(since) && !bad[n.Sum] {
+		if keep[n.Key()] = true; !taken.After(since) && !bad[n.Sum] {
 			return
 		}
 	}
@@ -178,7 +182,7 @@ const overruledFor = time.Minute
 
 // times returns when snapshots, which are sorted newest first, were taken. One that is named after a clock that was ahead has all that follow
 // it named right behind it, until that time has come: as if a year were one day, of which a policy keeps one
-// snapshot. For these the store's time counts. A store's clock that is behind makes none: snapshots that were
+// snapshot. So has one before a clock that was put back. For these the store's time counts. A store's clock that is behind makes none: snapshots that were
 // taken one right after the other came to it like that.
 func (p Policy) times(names []Name) []time.Time {
 	times := make([]time.Time, len(names))
@@ -186,7 +190,7 @@ func (p Policy) times(names []Name) []time.Time {
 	for i, n := range slices.Backward(names) {
 		times[i] = n.Time
 		put, known := p.put[n.Key()]
-		overruled = (overruled || p.apart(names, i)) && known && n.Time.Sub(put) > clocksDiffer && rightBehind(names, i)
+		overruled = (overruled || p.apart(names, i)) && known && n.Time.Sub(put).Abs() > clocksDiffer && rightBehind(names, i)
 		if overruled {
 			times[i] = put
 		}

@@ -14,7 +14,7 @@ import (
 // A clock that was a year ahead for one backup: what is taken after it has been set right is named right behind that one, for a
 // year. Each day still has its snapshot, whatever else prune has removed by then. A clock that was set back likewise.
 func TestPruneAfterTheClockWasWrong(t *testing.T) {
-	for what, wrong := range map[string]time.Duration{"ahead": 365 * 24 * time.Hour, "back": -365 * 24 * time.Hour} {
+	for what, wrong := range map[string]time.Duration{"ahead": 365 * 24 * time.Hour, "back": -365 * 24 * time.Hour, "back, and not the store's": -365 * 24 * time.Hour} {
 		t.Run(what, func(t *testing.T) {
 			v, m := testVault(t)
 			v.Grace = time.Hour
@@ -22,12 +22,18 @@ func TestPruneAfterTheClockWasWrong(t *testing.T) {
 			source := Source{Repository: "ip1", Repo: git.Repo{Dir: r.Dir}}
 			clock := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
 			v.Now = func() time.Time { return clock }
-			m.now = v.Now
+			var offset time.Duration
+			m.now = func() time.Time {
+				if strings.Contains(what, "store's") {
+					return clock.Add(-offset)
+				}
+				return clock
+			}
 			var taken []Name // of the last of each day
 			for day := range 30 {
 				commitTo(t, r, "refs/heads/main", fmt.Sprint(day, " early"))
-				offset := time.Duration(0)
-				if day == 8 || what == "back" && day > 8 && day < 25 {
+				offset = 0
+				if day == 8 || what != "ahead" && day > 8 && day < 25 {
 					offset = wrong
 				}
 				clock = clock.Add(offset)
@@ -40,6 +46,7 @@ func TestPruneAfterTheClockWasWrong(t *testing.T) {
 				}
 				taken = append(taken, late.Name)
 				clock = clock.Add(-offset).Add(23 * time.Hour)
+				offset = 0
 				if day%10 == 9 {
 					if _, err := v.Prune(t.Context(), "ip1", Policy{Daily: 14}); err != nil {
 						t.Fatal(err)
@@ -95,15 +102,17 @@ func TestPruneAfterTheClockWasAhead(t *testing.T) {
 	}
 }
 
-// A store's clock that is years behind moves nothing: snapshots that were taken within a minute are of the day that they are named after.
+// A store's clock that is years behind, or a vault that was copied, moves nothing: snapshots that were taken within a minute are of the day that
+// they are named after.
 func TestPolicyWhereTheStoresClockIsBehind(t *testing.T) {
 	var names []Name
-	put := map[string]time.Time{}
+	put, copied := map[string]time.Time{}, map[string]time.Time{}
 	for day := range 30 {
 		for push := range 3 {
 			n := Name{Repository: "ip1", Time: time.Date(2026, 11, 1+day, 12, 0, push*10, 0, time.UTC), Digest: strings.Repeat("d", 64), State: strings.Repeat("0", 32), Sum: fmt.Sprintf("%032x", day*3+push)}
 			names = append(names, n)
 			put[n.Key()] = n.Time.AddDate(-20, 0, 0).Add(time.Duration(push) * time.Second) // when its upload was at its end
+			copied[n.Key()] = time.Date(2027, 1, 1, 12, 0, 0, 0, time.UTC).Add(time.Duration(len(names)) * time.Second)
 		}
 	}
 	slices.SortFunc(names, newestFirst)
@@ -117,9 +126,11 @@ func TestPolicyWhereTheStoresClockIsBehind(t *testing.T) {
 	}
 	for _, p := range []Policy{{Daily: 7}, {Weekly: 3}, {Hourly: 5}, {Daily: 14, Monthly: 2}} {
 		named := kept(p)
-		p.put = put
-		if got := kept(p); got != named {
-			t.Errorf("%+v: kept are %s and not %s", Policy{Daily: p.Daily, Weekly: p.Weekly, Hourly: p.Hourly, Monthly: p.Monthly}, got, named)
+		for what, put := range map[string]map[string]time.Time{"behind": put, "copied": copied} {
+			p.put = put
+			if got := kept(p); got != named {
+				t.Errorf("%s, %d hourly, %d daily, %d weekly, %d monthly: kept are %s and not %s", what, p.Hourly, p.Daily, p.Weekly, p.Monthly, got, named)
+			}
 		}
 	}
 }
@@ -145,5 +156,23 @@ func TestForgetAfterTheClockWasAhead(t *testing.T) {
 	w.pass(31 * time.Hour)
 	if r, err := w.FinishForgetting(t.Context(), "ip1"); err != nil || !r.Gone || len(w.below("")) > 0 {
 		t.Errorf("%+v, %v; left are %q", r, err, w.below(""))
+	}
+}
+
+// What is kept within a time is what came within it, also when it is named after an older snapshot because the clock here was put back.
+func TestWithinAfterTheClockWasPutBack(t *testing.T) {
+	var names []Name
+	put := map[string]time.Time{}
+	began, day := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC), 24*time.Hour
+	for i := range 21 {
+		n := Name{Repository: "ip1", Time: began.Add(time.Duration(i) * time.Millisecond), Digest: strings.Repeat("d", 64), State: strings.Repeat("0", 32), Sum: fmt.Sprintf("%032x", i)}
+		if i == 20 { // it is right again
+			n.Time = began.Add(20 * day)
+		}
+		names, put[n.Key()] = append(names, n), began.Add(time.Duration(i)*day)
+	}
+	p := Policy{Within: 10*day + time.Hour, put: put}
+	if stay, _ := p.choose(names, nil, nil, began.Add(20*day)); len(stay) != 12 {
+		t.Errorf("%d of the last eleven days are kept, with the one before them", len(stay))
 	}
 }
