@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -40,11 +39,10 @@ func TestOneWrongAnswerMarksNothing(t *testing.T) {
 		"changed, once": func(w *months, key string) {
 			good := w.store.blobs[key]
 			w.store.blobs[key] = []byte(strings.ToUpper(string(good)))
-			var mu sync.Mutex
 			asked := 0
 			w.store.before = func(operation, of string) error {
-				mu.Lock()
-				defer mu.Unlock()
+				w.store.mu.Lock()
+				defer w.store.mu.Unlock()
 				if operation == "get" && of == key {
 					if asked++; asked > 1 {
 						w.store.blobs[key] = good
@@ -60,6 +58,8 @@ func TestOneWrongAnswerMarksNothing(t *testing.T) {
 			w.store.blobs[key] = append([]byte(" "), good...)
 			asked := 0
 			w.store.before = func(operation, of string) error {
+				w.store.mu.Lock()
+				defer w.store.mu.Unlock()
 				if operation == "get" && of == key {
 					if asked++; asked > 1 {
 						w.store.blobs[key] = good
