@@ -114,6 +114,9 @@ func (q *Queue) updateOnce(ctx context.Context, do func(*tx) error) error {
 	if err != nil && mended {
 		q.mends.reset()
 	}
+	if errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil {
+		return ctx.Err() // by which it was rolled back
+	}
 	return err
 }
 

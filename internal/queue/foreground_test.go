@@ -94,6 +94,22 @@ func testRunNowInterrupted(t *testing.T) {
 	}
 }
 
+// A transaction in the middle of which ctx ends says that, and not that somebody has rolled it back.
+func TestUpdateInterrupted(t *testing.T) { onBoth(t, testUpdateInterrupted) }
+
+func testUpdateInterrupted(t *testing.T) {
+	q, _ := openFake(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	err := q.update(ctx, func(*tx) error {
+		cancel()
+		time.Sleep(50 * time.Millisecond) // for the roll-back
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
 func TestPanicIsAFailure(t *testing.T) {
 	q, _ := openFake(t)
 	_, err := q.RunNow(t.Context(), samKey, inbox.OriginList, func(context.Context, Job) (Result, error) { panic("boom") })
