@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,36 +38,11 @@ func TestOneWrongAnswerMarksNothing(t *testing.T) {
 			}
 		},
 		"changed, once": func(w *months, key string) {
-			good := w.store.blobs[key]
-			w.store.blobs[key] = []byte(strings.ToUpper(string(good)))
-			asked := 0
-			w.store.before = func(operation, of string) error {
-				w.store.mu.Lock()
-				defer w.store.mu.Unlock()
-				if operation == "get" && of == key {
-					if asked++; asked > 1 {
-						w.store.blobs[key] = good
-					}
-				}
-				return nil
-			}
+			w.store.wrongOnce(key, bytes.ToUpper(w.store.blobs[key]))
 		},
 		"manifest changed, once": func(w *months, _ string) {
 			name, _ := w.Latest(context.Background(), "ip1")
-			key := name.Key()
-			good := w.store.blobs[key]
-			w.store.blobs[key] = append([]byte(" "), good...)
-			asked := 0
-			w.store.before = func(operation, of string) error {
-				w.store.mu.Lock()
-				defer w.store.mu.Unlock()
-				if operation == "get" && of == key {
-					if asked++; asked > 1 {
-						w.store.blobs[key] = good
-					}
-				}
-				return nil
-			}
+			w.store.wrongOnce(name.Key(), append([]byte(" "), w.store.blobs[name.Key()]...))
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -88,6 +64,22 @@ func TestOneWrongAnswerMarksNothing(t *testing.T) {
 				t.Errorf("%+v, %v; marked: %q", got, err, marks)
 			}
 		})
+	}
+}
+
+// wrongOnce has the store answer so when it is asked for a blob, and be right from the second time on.
+func (m *memory) wrongOnce(key string, wrong []byte) {
+	good, asked := m.blobs[key], 0
+	m.blobs[key] = wrong
+	m.before = func(operation, of string) error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if operation == "get" && of == key {
+			if asked++; asked > 1 {
+				m.blobs[key] = good
+			}
+		}
+		return nil
 	}
 }
 
