@@ -133,7 +133,7 @@ func (p *Program) parse() error {
 func newParser(grammar *Grammar) (*kong.Kong, error) {
 	return kong.New(grammar,
 		kong.Name("mirror-shell"),
-		kong.Description("Git mirroring: every repository in more than one place, equal, and known to be."),
+		kong.Description("Git mirroring and backup: every repository in more than one place, equal, and known to be."),
 		kong.Vars{"version": shell.ProgramVersion()},
 		kong.Exit(func(code int) { panic(exits{code}) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
